@@ -1,0 +1,544 @@
+"""Continual pretraining: a student rebuilds masked pixels and stays close to a frozen teacher's features.
+
+    accelerate launch examples/run_continual_pretraining.py --train_dir my_images \
+        --teacher microsoft/swin-base-patch4-window7-224-in22k --output_dir my_backbone
+
+The defaults are the paper's recipe: Swin-B student at 192 px with window 6 from a random start, 32 px mask cells of
+which 60 % are hidden, distillation after stage 3, 100 epochs.
+"""
+
+import argparse
+import json
+import math
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoConfig
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from gfm_hf import GFMConfig, GFMForPreTraining, GFMImageProcessor, GFMTeacher
+from gfm_hf.data.collators import PretrainingCollator, PretrainingSamples
+from gfm_hf.data.plan import EpochPlan
+from gfm_hf.data.sources import ImageTable, Record, hold_out, open_images
+from gfm_hf.hub import model_card, push_folder
+from gfm_hf.model.losses_gfm import pixel_mask
+from gfm_hf.training.energy import EnergyMeter
+from gfm_hf.training.meters import StepMeter, UnreadableImages
+from gfm_hf.training.optim import CosineSchedule, parameter_groups, scale_learning_rate, set_learning_rate
+from gfm_hf.training.panels import reconstruction_panel
+from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, user_input
+
+
+PANEL_ROWS = 6
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("images (one source)")
+    data.add_argument("--train_dir", help="folder of images, searched recursively")
+    data.add_argument("--train_parquet", nargs="+", help="Parquet files, a pattern or a folder of them")
+    data.add_argument("--dataset_name", help="data set of the Hub")
+    data.add_argument("--dataset_config_name")
+    data.add_argument("--dataset_revision")
+    data.add_argument("--split", default="train")
+    data.add_argument("--image_column_name", default="image")
+    data.add_argument("--streaming", action="store_true", help="read the data set as a stream; needs --max_train_steps")
+    data.add_argument("--cache_dir")
+    data.add_argument("--num_eval_images", type=int, default=64, help="images held out of training for evaluation")
+    data.add_argument("--dataloader_num_workers", type=int, default=2)
+
+    bands = parser.add_argument_group("bands (default: red, green, blue in 8 bits)")
+    bands.add_argument("--band_names", nargs="+", help="names of the bands, in the order of the files")
+    bands.add_argument("--rgb_channels", nargs=3, type=int, help="indices of red, green and blue among the bands")
+    bands.add_argument("--image_mean", nargs="+", type=float, help="mean per band, after --rescale_factor")
+    bands.add_argument("--image_std", nargs="+", type=float)
+    bands.add_argument("--rescale_factor", type=float, default=1 / 255, help="1e-4 for reflectance in 0..10000")
+    bands.add_argument("--gsd", type=float, help="ground sampling distance in metres, for the card")
+
+    model = parser.add_argument_group("teacher and student")
+    model.add_argument("--teacher", help="Hub id or folder; without one this is masked image modelling alone")
+    model.add_argument("--teacher_revision")
+    model.add_argument("--teacher_image_size", type=int, help="default: the teacher's own")
+    model.add_argument("--teacher_dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    model.add_argument("--config_name", help="student's configuration; default: the teacher's architecture")
+    model.add_argument("--student_init", choices=["random", "teacher"], default="random")
+    model.add_argument("--image_size", type=int, help="side of the crops in pixels (192)")
+    model.add_argument("--window_size", type=int, help="side of the attention windows in tokens (6)")
+    model.add_argument("--mask_patch_size", type=int, help="side of a mask cell in pixels (32)")
+    model.add_argument("--mask_ratio", type=float, help="share of hidden cells (0.6)")
+    model.add_argument("--distillation_weight", type=float, help="the paper's alpha (1.0)")
+    model.add_argument("--distillation_stages", nargs="+", type=int, help="stages whose features are distilled (3)")
+    model.add_argument("--attn_implementation", choices=["eager", "sdpa"])
+    model.add_argument("--gradient_checkpointing", action="store_true")
+
+    optimisation = parser.add_argument_group("optimisation (METHOD: AdamW, warm-up, cosine)")
+    optimisation.add_argument("--per_device_train_batch_size", type=int, default=128)
+    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    optimisation.add_argument("--num_train_epochs", type=int, default=100)
+    optimisation.add_argument("--max_train_steps", type=int)
+    optimisation.add_argument("--learning_rate", type=float, default=2e-4, help="for a global batch of 512; scaled")
+    optimisation.add_argument("--warmup_learning_rate", type=float, default=1e-6, help="scaled likewise")
+    optimisation.add_argument("--min_learning_rate", type=float, default=1e-5, help="scaled likewise")
+    optimisation.add_argument("--warmup_ratio", type=float, default=0.1, help="share of the steps")
+    optimisation.add_argument("--weight_decay", type=float, default=0.05)
+    optimisation.add_argument("--max_grad_norm", type=float, default=5.0)
+    optimisation.add_argument("--drop_last", action="store_true", help="leave out an epoch's smaller last batch")
+    optimisation.add_argument(
+        "--authors_quirks",
+        action="store_true",
+        help="as the released code: first rate used twice, position tables decayed",
+    )
+    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
+    optimisation.add_argument("--seed", type=int, default=0)
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", required=True)
+    run.add_argument("--logging_steps", type=int, default=10)
+    run.add_argument("--eval_steps", type=int, default=500)
+    run.add_argument("--checkpointing_steps", type=int, default=500)
+    run.add_argument("--checkpoints_total_limit", type=int, default=2)
+    run.add_argument("--resume_from_checkpoint", help='a checkpoint folder, or "latest"')
+    run.add_argument("--report_to", help="tracker of Accelerate, such as tensorboard, wandb or trackio")
+    run.add_argument("--country_iso_code", help="grid for codecarbon, such as USA; default: the paper's formula")
+    run.add_argument("--push_to_hub", action="store_true")
+    run.add_argument("--hub_model_id")
+    run.add_argument("--hub_token")
+    return parser.parse_args(argv)
+
+
+def build_teacher(args: argparse.Namespace, config: GFMConfig, device: torch.device) -> GFMTeacher | None:
+    """Load the frozen teacher on the training device."""
+    if not args.teacher:
+        return None
+    dtype = GFMTeacher.fast_dtype(device) if args.teacher_dtype == "auto" else getattr(torch, args.teacher_dtype)
+    mean, std = band_statistics(args, config)
+    rgb = None if config.num_channels == 3 and config.rgb_channels == (0, 1, 2) else config.rgb_channels
+    # Only 8-bit pictures share a unit with the teacher's own statistics; other bands go in as they are normalised.
+    pictures = rgb is None and args.rescale_factor == 1 / 255
+    return GFMTeacher.from_pretrained(
+        args.teacher,
+        config.distillation_stages,
+        image_size=args.teacher_image_size,
+        rgb_channels=rgb,
+        image_mean=mean if pictures else None,
+        image_std=std if pictures else None,
+        dtype=dtype,
+        revision=args.teacher_revision,
+        cache_dir=args.cache_dir,
+    ).to(device)
+
+
+def build_config(args: argparse.Namespace) -> GFMConfig:
+    """The student: --config_name, or the teacher's architecture, with the flags on top."""
+    overrides: dict[str, Any] = {
+        name: getattr(args, name)
+        for name in ("image_size", "window_size", "mask_patch_size", "mask_ratio", "distillation_weight", "gsd")
+        if getattr(args, name) is not None
+    }
+    if args.band_names or args.image_mean:
+        overrides["num_channels"] = len(args.band_names or args.image_mean)
+    overrides["band_names"] = tuple(args.band_names) if args.band_names else None
+    if args.rgb_channels:
+        overrides["rgb_channels"] = tuple(args.rgb_channels)
+    # Without a teacher a projector would be parameters that nothing trains.
+    overrides["distillation_stages"] = tuple(args.distillation_stages or (3,)) if args.teacher else ()
+    if args.teacher:
+        overrides["teacher"] = {"name": args.teacher, "revision": args.teacher_revision}
+
+    if args.config_name:
+        return GFMConfig.from_pretrained(args.config_name, cache_dir=args.cache_dir, **overrides)
+    if not args.teacher:
+        return GFMConfig(**overrides)
+    architecture = AutoConfig.from_pretrained(args.teacher, revision=args.teacher_revision, cache_dir=args.cache_dir)
+    if architecture.model_type not in ("swin", "gfm"):
+        raise InputError(
+            f"The teacher {args.teacher} is a {architecture.model_type} model, whose architecture a GFM student cannot "
+            "take over; name the student's configuration with --config_name."
+        )
+    shape = ("patch_size", "embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias", "hidden_act")
+    return GFMConfig(**{name: getattr(architecture, name) for name in shape}, **overrides)
+
+
+def build_processor(args: argparse.Namespace, config: GFMConfig) -> GFMImageProcessor:
+    """The processor that goes with the student."""
+    mean, std = band_statistics(args, config)
+    return GFMImageProcessor(
+        size=config.image_size,
+        image_mean=mean,
+        image_std=std,
+        rescale_factor=args.rescale_factor,
+        band_names=config.band_names,
+    )
+
+
+def build_schedule(args: argparse.Namespace, plan: EpochPlan) -> CosineSchedule:
+    """Warm-up and cosine over the whole run, scaled to the global batch."""
+    total_steps = args.max_train_steps
+    if total_steps is None:
+        if plan.steps_per_epoch is None:
+            raise InputError("--streaming does not know how long an epoch is; pass --max_train_steps.")
+        total_steps = args.num_train_epochs * plan.steps_per_epoch
+    return CosineSchedule(
+        peak=scale_learning_rate(args.learning_rate, plan.global_batch_size),
+        start=scale_learning_rate(args.warmup_learning_rate, plan.global_batch_size),
+        floor=scale_learning_rate(args.min_learning_rate, plan.global_batch_size),
+        warmup_steps=round(args.warmup_ratio * total_steps),
+        total_steps=total_steps,
+        repeat_first=args.authors_quirks,
+    )
+
+
+def check_window(config: GFMConfig) -> None:
+    """Refuse crops whose maps the window does not divide: padding would take part in training."""
+    side = config.image_size // config.patch_size
+    maps = [side // 2**stage for stage in range(len(config.depths))]
+    bad = [size for size in maps if size > config.window_size and size % config.window_size]
+    if config.image_size % (config.patch_size * 2 ** (len(config.depths) - 1)) or bad:
+        fitting = [window for window in range(4, 13) if all(size <= window or size % window == 0 for size in maps)]
+        raise InputError(
+            f"--image_size {config.image_size} gives maps of {maps} tokens a side, which --window_size "
+            f"{config.window_size} does not divide; "
+            + (f"use --window_size {fitting[0]}" if fitting else f"use --image_size {config.window_size * 32}")
+            + "."
+        )
+
+
+def band_statistics(args: argparse.Namespace, config: GFMConfig) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per band; ImageNet's for red, green and blue."""
+    if args.image_mean and args.image_std:
+        return args.image_mean, args.image_std
+    if config.num_channels == 3:
+        return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    raise InputError(
+        f"The student has {config.num_channels} bands but their statistics are unknown; pass --image_mean and "
+        "--image_std, one number per band."
+    )
+
+
+def build_model(args: argparse.Namespace, config: GFMConfig, teacher: GFMTeacher | None) -> GFMForPreTraining:
+    """The student, from a random start or from the teacher's weights."""
+    config.teacher_hidden_sizes = tuple(teacher.hidden_sizes) if teacher else None
+    if args.student_init == "teacher":
+        if not args.teacher:
+            raise InputError("--student_init teacher needs a --teacher whose weights to start from.")
+        model = GFMForPreTraining.from_pretrained(args.teacher, config=config, revision=args.teacher_revision)
+        model.train()
+    else:
+        model = GFMForPreTraining(config)
+    if args.attn_implementation:
+        model.set_attn_implementation(args.attn_implementation)
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def train_step(
+    model: torch.nn.Module,
+    teacher: GFMTeacher | None,
+    batch: dict[str, Any],
+    accelerator: Accelerator,
+    accumulation: int = 1,
+) -> torch.Tensor:
+    """Forward and backward of one micro-batch.
+
+    Returns:
+        (3,) loss, reconstruction loss and distillation loss, each times the micro-batch's share of the global batch.
+    """
+    pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True)
+    masks = batch["bool_masked_pos"].to(accelerator.device, non_blocking=True)
+    weight = batch["loss_weight"].to(accelerator.device, non_blocking=True)
+    features = teacher(pixel_values) if teacher else None
+    outputs = model(pixel_values, bool_masked_pos=masks, teacher_features=features)
+    accelerator.backward(outputs.loss * weight / accumulation)
+    distillation = outputs.distillation_loss if teacher else torch.zeros_like(outputs.loss)
+    return torch.stack([outputs.loss, outputs.reconstruction_loss, distillation]).detach() * weight / accumulation
+
+
+@torch.no_grad()
+def evaluate(
+    model: GFMForPreTraining, teacher: GFMTeacher | None, batches: list[dict[str, Any]], processor: GFMImageProcessor
+) -> tuple[dict[str, float], Image.Image]:
+    """Losses on the held-out images, under fixed masks, and a panel of the first ones."""
+    model.eval()
+    terms = np.zeros((len(batches), 2))
+    for row, batch in zip(terms, batches):
+        pixel_values = batch["pixel_values"].to(model.device)
+        masks = batch["bool_masked_pos"].to(model.device)
+        outputs = model(pixel_values, masks, teacher(pixel_values) if teacher else None)
+        row[:] = outputs.reconstruction_loss.item(), outputs.distillation_loss.item() if teacher else 0.0
+        if batch is batches[0]:
+            panel = draw_panel(model.config, processor, pixel_values, outputs.reconstruction, masks)
+    model.train()
+    sizes = [len(batch["pixel_values"]) for batch in batches]
+    reconstruction, distillation = np.average(terms, axis=0, weights=sizes)
+    scores = {
+        "eval_loss": reconstruction + model.config.distillation_weight * distillation,
+        "eval_reconstruction_loss": reconstruction,
+        "eval_distillation_loss": distillation,
+    }
+    return scores, panel
+
+
+def draw_panel(
+    config: GFMConfig,
+    processor: GFMImageProcessor,
+    pixel_values: torch.Tensor,
+    reconstruction: torch.Tensor,
+    masks: torch.Tensor,
+) -> Image.Image:
+    """Input, masked input and reconstruction of the first images, in natural colours where the bands allow it."""
+    channels = list(config.rgb_channels or [0] * 3)
+    side = config.image_size // config.patch_size
+    images, rebuilt = (
+        processor.denormalize(tensor[:PANEL_ROWS].float())[:, channels] for tensor in (pixel_values, reconstruction)
+    )
+    return reconstruction_panel(images, rebuilt, pixel_mask(masks[:PANEL_ROWS], (side, side), config.patch_size))
+
+
+def load_evaluation(
+    records: list[Record], samples: PretrainingSamples, collator: PretrainingCollator, batch_size: int
+) -> list[dict[str, Any]]:
+    """Decode the held-out images once; they stay in memory."""
+    batches = [
+        collator([samples[0, record] for record in records[start : start + batch_size]])
+        for start in range(0, len(records), batch_size)
+    ]
+    readable = [batch for batch in batches if batch["loss_weight"] > 0]
+    if not readable:
+        name, reason = batches[0]["unreadable"][0] if batches else ("none", "--num_eval_images is 0")
+        raise InputError(f"No image held out for evaluation can be read, the first is {name} ({reason}).")
+    return readable
+
+
+def save_model(
+    folder: RunFolder,
+    model: GFMForPreTraining,
+    processor: GFMImageProcessor,
+    results: dict[str, Any],
+    facts: dict[str, Any],
+    hub_model_id: str | None,
+) -> None:
+    """Write model, processor, code, card and results, all or nothing."""
+
+    def write(path: Path) -> None:
+        model.save_pretrained(path)
+        processor.save_pretrained(path)
+        name = hub_model_id or folder.path.name
+        model_card(model.config, processor, facts, title=name.rpartition("/")[2], where=name).save(path / "README.md")
+        (path / "all_results.json").write_text(json.dumps(results, indent=2))
+
+    folder.save_result(write)
+
+
+def push(folder: RunFolder, repo_id: str, token: str | None) -> None:
+    """Upload the finished folder; whatever happens, the local result stays."""
+    try:
+        print(f"pushed to {push_folder(folder.path, repo_id, token=token)}")
+    except Exception as error:  # the network, the token, the quota: none of them may cost the run
+        print(
+            f"warning: pushing to {repo_id} failed ({' '.join(str(error).split())[:200]}); everything is in "
+            f"{folder.path}; push it later with: hf upload {repo_id} {folder.path}",
+            file=sys.stderr,
+        )
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Set up and train."""
+    args = parse_args(argv)
+    with user_input():
+        accelerator = Accelerator(
+            mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output_dir
+        )
+    stop = StopSignal()
+    folder = RunFolder(args.output_dir, accelerator, args.checkpoints_total_limit)
+    resume_from = folder.checkpoint_to_resume(args.resume_from_checkpoint)
+
+    # Images, teacher, student
+    set_seed(args.seed)
+    with user_input():
+        images = open_images(
+            dataset_name=args.dataset_name,
+            dataset_config_name=args.dataset_config_name,
+            train_dir=args.train_dir,
+            train_parquet=args.train_parquet,
+            split=args.split,
+            streaming=args.streaming,
+            image_column_name=args.image_column_name,
+            seed=args.seed,
+            cache_dir=args.cache_dir,
+            revision=args.dataset_revision,
+        )
+        training_images, held_out = hold_out(images, args.num_eval_images, args.seed)
+        config = build_config(args)
+        check_window(config)
+        teacher = build_teacher(args, config, accelerator.device)
+        processor = build_processor(args, config)
+        model = build_model(args, config, teacher)
+
+    # Batches: which image each process sees in which step, and how it becomes a sample
+    with user_input():
+        geometry = {
+            name: getattr(config, name)
+            for name in ("image_size", "patch_size", "mask_patch_size", "mask_ratio", "num_channels")
+        }
+        samples = PretrainingSamples(**geometry, seed=args.seed)
+        fixed_samples = PretrainingSamples(**geometry, seed=args.seed, train=False)
+        fixed_collator = PretrainingCollator(processor, fixed_samples)
+        evaluation = load_evaluation(held_out, fixed_samples, fixed_collator, args.per_device_train_batch_size)
+        plan = EpochPlan(
+            training_images,
+            args.per_device_train_batch_size,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            accumulation=args.gradient_accumulation_steps,
+            seed=args.seed,
+            drop_last=args.drop_last,
+        )
+    loader = DataLoader(
+        samples,
+        batch_sampler=plan,
+        collate_fn=PretrainingCollator(processor, samples),
+        num_workers=args.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=ignore_signals,
+    )
+
+    # Optimiser and schedule
+    groups = parameter_groups(model, args.weight_decay, decay_position_tables=args.authors_quirks)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    schedule = build_schedule(args, plan)
+
+    # Where to start
+    run = {
+        "images": images.fingerprint,
+        "global_batch_size": plan.global_batch_size,
+        "seed": args.seed,
+        "steps": schedule.total_steps,
+    }
+    progress: dict[str, Any] = {"step": 0, "epoch": 0, "step_in_epoch": 0, "images": 0, "unreadable": {}, "run": run}
+    if resume_from:
+        progress = folder.load_checkpoint(resume_from, run)
+    plan.epoch_start, plan.step_start = progress["epoch"], progress["step_in_epoch"]
+    if accelerator.is_main_process:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        print(f"{images.description}; student with {count:,} parameters on {accelerator.device}")
+        print(f"steps {progress['step']} to {schedule.total_steps}, {plan.global_batch_size} images each")
+    if args.report_to:
+        accelerator.init_trackers("gfm-pretraining", {name: str(value) for name, value in vars(args).items()})
+
+    progress, scores = train(
+        args, accelerator, model, teacher, optimizer, schedule, loader, evaluation, processor, folder, stop, progress
+    )
+    accelerator.end_training()
+    if progress["step"] < schedule.total_steps:
+        if accelerator.is_main_process:
+            print(f"stopped at step {progress['step']}; go on with --resume_from_checkpoint latest")
+        return
+
+    facts = {"images": images.description, "data_fingerprint": images.fingerprint, "steps": progress["step"]}
+    facts |= {"global_batch_size": plan.global_batch_size, **scores, **progress["energy"]}
+    facts |= {"images_per_second": progress["images"] / (progress["energy"]["device_hours"] * 3600)}
+    results = {**facts, "unreadable": progress["unreadable"], "arguments": vars(args)}
+    save_model(folder, accelerator.unwrap_model(model), processor, results, facts, args.hub_model_id)
+    if accelerator.is_main_process:
+        if args.push_to_hub:
+            push(folder, args.hub_model_id or folder.path.name, args.hub_token)
+        for name, reason in progress["unreadable"].items():
+            print(f"skipped {name}: {reason}")
+        print(
+            f"done: {progress['step']} steps, eval reconstruction {scores['eval_reconstruction_loss']:.4f}, "
+            f"distillation {scores['eval_distillation_loss']:.4f}, {progress['energy']['energy_kwh']:.3f} kWh; "
+            f"AutoModel.from_pretrained({str(folder.path)!r})"
+        )
+
+
+def train(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    teacher: GFMTeacher | None,
+    optimizer: torch.optim.Optimizer,
+    schedule: CosineSchedule,
+    loader: DataLoader,
+    evaluation: list[dict[str, Any]],
+    processor: GFMImageProcessor,
+    folder: RunFolder,
+    stop: StopSignal,
+    progress: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The loop, from `progress` to the last step or a signal; returns the progress and the last evaluation."""
+    plan, total, accumulation = loader.batch_sampler, schedule.total_steps, args.gradient_accumulation_steps
+    known_images = len(plan.source) if isinstance(plan.source, ImageTable) else None
+    unreadable = UnreadableImages(accelerator, known_images, progress["unreadable"])
+    energy = EnergyMeter(accelerator.num_processes, args.country_iso_code, progress.get("energy"))
+    scores = progress.get("scores", {})
+    meter = StepMeter(accelerator)
+    bar = tqdm(total=total, initial=progress["step"], disable=not accelerator.is_main_process, unit="step")
+    model.train()
+    batches = iter(loader)
+    for step in range(progress["step"], total):
+        rate = schedule.learning_rate(step)
+        set_learning_rate(optimizer, rate)
+        for micro_step in range(accumulation):
+            with meter.waiting(), user_input():
+                batch = next(batches)
+            unreadable.add(batch)
+            last = micro_step == accumulation - 1
+            with nullcontext() if last else accelerator.no_sync(model):
+                losses = train_step(model, teacher, batch, accelerator, accumulation)
+            meter.add(losses, images=len(batch["pixel_values"]), last=last)
+        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        done = step + 1
+        bar.update()
+        stopping = done == total or stop.agreed(accelerator)
+        saving = stopping or done % args.checkpointing_steps == 0
+        if done % args.logging_steps == 0 or saving:
+            record = {"step": done, "epoch": batch["epoch"], "learning_rate": rate, **meter.close()}
+            if not math.isfinite(record["loss"]):
+                raise InputError(f"The loss is {record['loss']} at step {done}; lower --learning_rate and resume.")
+            folder.log(record)
+            accelerator.log(record, step=done)
+            bar.set_postfix_str(
+                f"reconstruction {record['reconstruction_loss']:.4f}, distillation {record['distillation_loss']:.4f}, "
+                f"{record['images_per_second']:.1f} images/s"
+            )
+        if (done % args.eval_steps == 0 or done == total) and accelerator.is_main_process:
+            with meter.paused():
+                scores, panel = evaluate(accelerator.unwrap_model(model), teacher, evaluation, processor)
+            folder.log({"step": done, "epoch": batch["epoch"], **scores})
+            accelerator.log(scores, step=done)
+            folder.save_picture(panel, f"panels/step-{done:07d}.png")
+        if saving:
+            progress = progress | {
+                "step": done,
+                "epoch": batch["epoch"],
+                "step_in_epoch": batch["step"] + 1,
+                "images": progress["images"] + meter.take_images(),
+                "unreadable": unreadable.gather(),
+                "energy": energy.report(),
+                "scores": scores,
+            }
+            folder.save_checkpoint(done, progress)
+        if stopping:
+            break
+    bar.close()
+    return progress, scores
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Continual pretraining of geospatial foundation models, in the Hugging Face way.
+
+Importing this package registers configuration, models and processor with transformers' Auto classes.
+"""
+
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
+from transformers.models.auto import AutoModelForMaskedImageModeling, AutoModelForPreTraining
+
+from gfm_hf.model.configuration_gfm import GFMConfig
+from gfm_hf.model.image_processing_gfm import GFMImageProcessor
+from gfm_hf.model.modeling_gfm import GFMBackbone, GFMForPreTraining, GFMModel
+from gfm_hf.training.teacher import GFMTeacher
+
+
+__version__ = "0.1.0"
+
+__all__ = ["GFMBackbone", "GFMConfig", "GFMForPreTraining", "GFMImageProcessor", "GFMModel", "GFMTeacher"]
+
+AutoConfig.register("gfm", GFMConfig)
+AutoModel.register(GFMConfig, GFMModel)
+AutoBackbone.register(GFMConfig, GFMBackbone)
+AutoModelForPreTraining.register(GFMConfig, GFMForPreTraining)
+AutoModelForMaskedImageModeling.register(GFMConfig, GFMForPreTraining)
+AutoImageProcessor.register(GFMConfig, image_processor_classes={"pil": GFMImageProcessor})

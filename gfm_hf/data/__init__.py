@@ -1,0 +1,1 @@
+"""What feeds a training loop: sources of images, crops, masks, plans of an epoch, batches."""

@@ -1,0 +1,1 @@
+"""What travels with every checkpoint: configuration, trunk, decoders, losses, models, image processor."""

@@ -1,0 +1,617 @@
+"""Any picture, raster array or tensor -> normalised `pixel_values`.
+
+Wrong band order and wrong value scale are the usual mistakes with remote-sensing models, and both give plausible
+but wrong features. So bands are matched by name or by exact count, the channel axis is never guessed when two axes
+fit, and values far from the model's statistics are refused.
+
+Shapes: B images, C bands of the model, H rows, W columns.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+RESAMPLE_MODES = {int(Image.Resampling.BILINEAR): "bilinear", int(Image.Resampling.BICUBIC): "bicubic"}
+# Red, green and blue under the names of common sensors, as in the model's configuration. Repeated here because this
+# file alone, without the configuration's code, has to be enough to load a processor.
+RGB_BAND_NAMES = (("R", "RED", "B04", "B4"), ("G", "GREEN", "B03", "B3"), ("B", "BLUE", "B02", "B2"))
+# Keys that the library itself writes into preprocessor_config.json next to ours.
+SERVICE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+# "Usual value" of a band = |mean| + std. Clouds and snow reach about 7 times that; a wrong factor is off by 50 or more.
+TOO_LARGE = 10.0
+# Floats in 0..1, or already normalised ones, peak below 2 % of it once they are divided by 255 again.
+TOO_SMALL = 0.02
+# Below minus twice the usual value lie nodata fills (-9999), not measurements.
+TOO_NEGATIVE = -2.0
+# Float pictures in 0..255 that were resized elsewhere may overshoot 255 a little.
+FLOAT_OVERSHOOT = 1.25
+
+
+class GFMImageProcessorKwargs(TypedDict, total=False):
+    """Settings that `from_pretrained` and every call may override; see `GFMImageProcessor` for their meaning."""
+
+    do_resize: bool | None
+    size: int | dict[str, int] | None
+    resample: int | None
+    do_rescale: bool | None
+    rescale_factor: float | None
+    do_normalize: bool | None
+    image_mean: Sequence[float] | None
+    image_std: Sequence[float] | None
+    band_names: Sequence[str] | None
+    check_values: bool | None
+
+
+@dataclass
+class _Settings:
+    """One consistent set of the settings; building it checks and unifies them."""
+
+    do_resize: bool
+    size: Any
+    resample: int
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: Any
+    image_std: Any
+    band_names: Any
+    check_values: bool
+
+    def __post_init__(self) -> None:
+        self.size = _size_dict(self.size)
+        self.resample = int(self.resample)
+        if self.resample not in RESAMPLE_MODES:
+            raise ValueError(
+                f"resample is {self.resample} but only 2 (bilinear) and 3 (bicubic) work; pass one of them."
+            )
+        if not (np.isfinite(self.rescale_factor) and self.rescale_factor > 0):
+            raise ValueError(
+                f"rescale_factor is {self.rescale_factor} but must be above 0; pass 1/255 for 8-bit images."
+            )
+        if self.band_names is not None:
+            self.band_names = _names("band_names", self.band_names)
+        self._check_statistics()
+
+    def _check_statistics(self) -> None:
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if values is None and (self.do_normalize or self.band_names is None):
+                raise ValueError(f"{name} is None but do_normalize needs it; pass one number per band.")
+            if values is None:
+                continue
+            if np.ndim(values) != 1 or not np.isfinite(values).all():
+                raise ValueError(
+                    f"{name} is {values!r} but must hold one finite number per band, such as [0.5, 0.5, 0.5]."
+                )
+            setattr(self, name, tuple(float(value) for value in values))
+            if len(values) != self.num_bands:
+                counted = "image_mean" if self.band_names is None else f"band_names {list(self.band_names)}"
+                raise ValueError(
+                    f"{name} has {len(values)} values but {counted} has {self.num_bands}; "
+                    f"pass image_mean, image_std and band_names (or band_names=None) of equal length."
+                )
+        if self.image_std is not None and min(self.image_std) <= 0:
+            raise ValueError(f"image_std is {list(self.image_std)} but must be above 0; leave constant bands out.")
+
+    @property
+    def num_bands(self) -> int:
+        return len(self.image_mean if self.band_names is None else self.band_names)
+
+    @property
+    def factor(self) -> float:
+        return self.rescale_factor if self.do_rescale else 1.0
+
+    def label(self, band: int) -> str:
+        return str(band) if self.band_names is None else self.band_names[band]
+
+
+class GFMImageProcessor(BaseImageProcessor):
+    """Turn images of any kind into the `pixel_values` of a GFM model.
+
+    A picture passes through: bands by name, resize, rescale (`value * rescale_factor`), normalise
+    (`(value - image_mean) / image_std`). Every argument can be overridden for one call.
+
+    Args:
+        do_resize: Resize to `size`. The models take any size, so False is fine for images of equal size.
+        size: Height and width in pixels: `{"height": H, "width": W}`, or one number for both. 192 is the paper's size.
+        resample: 2 (bilinear) or 3 (bicubic), both with antialiasing, for any number of bands and any type.
+        do_rescale: Multiply by `rescale_factor`; pass False for floats that are already in the unit of the statistics.
+        rescale_factor: 1/255 for 8-bit pictures, 1e-4 for reflectance stored as integers of 0 to 10000.
+        do_normalize: Subtract `image_mean` and divide by `image_std`.
+        image_mean: One number per band, in units after `rescale_factor`. None is allowed with `do_normalize=False`.
+        image_std: As `image_mean`.
+        band_names: Names of the model's bands in the model's order, or None where only their number is known.
+        check_values: Refuse images whose values cannot match the statistics (wrong factor, nodata fill).
+
+    Raises:
+        ValueError: The settings contradict each other.
+        TypeError: A keyword is unknown.
+
+    Source: GFM section 4 (192 px, ImageNet statistics); SimMIM data/data_simmim.py (bilinear).
+    """
+
+    model_input_names = ["pixel_values"]
+    valid_kwargs = GFMImageProcessorKwargs
+    # Defaults live on the class too: to_dict drops a None unless the class default is something else, and a model
+    # without band names must not come back as an RGB model.
+    do_resize = True
+    size = 192
+    resample = int(Image.Resampling.BILINEAR)
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = tuple(IMAGENET_DEFAULT_MEAN)
+    image_std = tuple(IMAGENET_DEFAULT_STD)
+    band_names = ("R", "G", "B")
+    check_values = True
+
+    def __init__(
+        self,
+        do_resize: bool = do_resize,
+        size: int | Mapping[str, int] = size,
+        resample: int = resample,
+        do_rescale: bool = do_rescale,
+        rescale_factor: float = rescale_factor,
+        do_normalize: bool = do_normalize,
+        image_mean: Sequence[float] | None = image_mean,
+        image_std: Sequence[float] | None = image_std,
+        band_names: Sequence[str] | None = band_names,
+        check_values: bool = check_values,
+        **kwargs: Any,
+    ) -> None:
+        # A misspelt setting would otherwise be stored, saved and never used.
+        unknown = sorted(key for key in kwargs if key not in SERVICE_KEYS and not key.startswith("_"))
+        if unknown:
+            known = sorted(GFMImageProcessorKwargs.__annotations__)
+            raise TypeError(f"GFMImageProcessor has no setting {unknown}; use some of {known}.")
+        super().__init__(**kwargs)
+        settings = _Settings(
+            do_resize=do_resize,
+            size=size,
+            resample=resample,
+            do_rescale=do_rescale,
+            rescale_factor=rescale_factor,
+            do_normalize=do_normalize,
+            image_mean=image_mean,
+            image_std=image_std,
+            band_names=band_names,
+            check_values=check_values,
+        )
+        for name, value in asdict(settings).items():
+            setattr(self, name, value)
+
+    def preprocess(
+        self,
+        images: Any,
+        *,
+        bands: Sequence[str] | None = None,
+        input_data_format: str | None = None,
+        return_tensors: str | None = None,
+        **overrides: Unpack[GFMImageProcessorKwargs],
+    ) -> BatchFeature:
+        """Prepare one image or a batch.
+
+        Args:
+            images: A PIL image (any mode; turned upright by its EXIF tag), a NumPy array or torch tensor (C, H, W),
+                (H, W, C), or (H, W) for one band, a list of these, or a batch array with a leading axis. Integers
+                or floats; tensors stay on their device.
+            bands: Names of the bands the images have, in their order. The model's bands are picked by name. Without
+                it, arrays must have the model's bands in the model's order; a swap of equally many bands (BGR for
+                RGB) cannot be seen. PIL colour pictures are R, G, B by definition and follow the model's order.
+            input_data_format: `"channels_first"` or `"channels_last"` for arrays; by default the one axis, first or
+                last, that has the expected number of bands.
+            return_tensors: `"pt"`, `"np"`, or None for a list of arrays.
+            **overrides: Settings of `__init__` for this call; None means the stored one.
+
+        Returns:
+            `pixel_values`: (B, C, H, W) float32; with `return_tensors=None` a list of (C, H, W) arrays.
+
+        Raises:
+            ValueError: Bands are missing, the channel axis is unclear, values are NaN, infinite or far from the
+                statistics, or sizes differ without resizing.
+            TypeError: A keyword is unknown.
+        """
+        settings = self._settings(overrides)
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"return_tensors is {return_tensors!r} but must be 'pt', 'np' or None; pass one of them.")
+        prepared = self._prepare(_image_list(images), settings, bands, input_data_format)
+        batches, first = [], 0
+        for batch in _equal_batches(prepared):
+            batches.append(_transform(batch, settings, first))
+            first += len(batch)
+        return BatchFeature(data={"pixel_values": _collect(batches, return_tensors)})
+
+    def denormalize(self, pixel_values: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Undo the normalisation, for pictures and for comparing outputs in physical units.
+
+        Args:
+            pixel_values: (..., C, H, W), as `preprocess` returns them or as a model reconstructs them.
+
+        Returns:
+            (..., C, H, W) float32 in units after `rescale_factor`: 0..1 for 8-bit pictures, else reflectance or
+            whatever unit `image_mean` has. Not clipped.
+
+        Raises:
+            ValueError: The number of bands is not the processor's.
+        """
+        settings = self._settings({})
+        values = torch.as_tensor(pixel_values, dtype=torch.float32)
+        if values.ndim < 3 or values.shape[-3] != settings.num_bands:
+            raise ValueError(
+                f"pixel_values has shape {tuple(values.shape)} but (..., {settings.num_bands}, H, W) was expected; "
+                f"pass channels-first values with all bands of the model."
+            )
+        if not settings.do_normalize:
+            return values.clone()
+        return values * _per_band(settings.image_std, values) + _per_band(settings.image_mean, values)
+
+    def _settings(self, overrides: Mapping[str, Any]) -> _Settings:
+        """Join the stored settings and those of one call."""
+        unknown = sorted(set(overrides) - set(GFMImageProcessorKwargs.__annotations__))
+        if unknown:
+            known = ["bands", "input_data_format", "return_tensors", *sorted(GFMImageProcessorKwargs.__annotations__)]
+            raise TypeError(f"GFMImageProcessor got unknown keywords {unknown}; use some of {known}.")
+        stored = {name: getattr(self, name) for name in GFMImageProcessorKwargs.__annotations__}
+        return _Settings(**{**stored, **{name: value for name, value in overrides.items() if value is not None}})
+
+    def _prepare(
+        self, images: list[Any], settings: _Settings, bands: Sequence[str] | None, layout: str | None
+    ) -> list[torch.Tensor]:
+        """Bring every image to (C, H, W) with the model's bands in the model's order, values untouched."""
+        layout = _layout(layout)
+        if bands is None:
+            _warn_assumed_order(images, settings.band_names)
+            expected, order = settings.num_bands, None
+        else:
+            bands = _names("bands", bands)
+            expected, order = len(bands), _band_order(bands, settings.band_names)
+        picture_order = None if bands is not None else _colour_order(settings.band_names)
+        prepared = []
+        for index, image in enumerate(images):
+            if isinstance(image, Image.Image):
+                array = _picture_array(image, index, expected, bands is not None, picture_order)
+                tensor = _channels_first(_array_tensor(array, index), index, expected, "channels_last")
+            else:
+                tensor = _channels_first(_array_tensor(image, index), index, expected, layout)
+            # Views of single bands: unlike indexing this works for unsigned 16-bit tensors too.
+            prepared.append(tensor if order is None else torch.stack([tensor[band] for band in order]))
+        return prepared
+
+
+def _size_dict(size: Any) -> dict[str, int]:
+    """Bring `size` to {"height", "width"}."""
+    sizes = {"height": size, "width": size} if isinstance(size, int) else size
+    sizes = dict(sizes) if isinstance(sizes, Mapping) else {}
+    if set(sizes) != {"height", "width"} or not all(isinstance(px, int) and px > 0 for px in sizes.values()):
+        raise ValueError(
+            f"size is {size!r} but must be one number or {{'height': H, 'width': W}} in pixels; pass size=192."
+        )
+    return sizes
+
+
+def _names(argument: str, names: Any) -> tuple[str, ...]:
+    """Check a list of band names."""
+    listed = isinstance(names, Sequence) and not isinstance(names, str) and len(names) > 0
+    if not listed or not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
+        raise ValueError(
+            f"{argument} is {names!r} but must be a list of different names; pass for example ['R', 'G', 'B']."
+        )
+    return tuple(names)
+
+
+def _layout(input_data_format: Any) -> str | None:
+    """Check `input_data_format`; the library's enum and its string are both accepted."""
+    layout = getattr(input_data_format, "value", input_data_format)
+    if layout not in (None, "channels_first", "channels_last"):
+        raise ValueError(
+            f"input_data_format is {layout!r} but only 'channels_first' and 'channels_last' exist; pass one of them."
+        )
+    return layout
+
+
+def _band_order(bands: tuple[str, ...], band_names: tuple[str, ...] | None) -> list[int] | None:
+    """Where the model's bands stand among the image's; None where nothing has to move."""
+    if band_names is None:
+        raise ValueError(
+            f"bands={list(bands)} was passed but the processor has no band_names; set band_names to the model's bands."
+        )
+    missing = [name for name in band_names if name not in bands]
+    if missing:
+        raise ValueError(
+            f"bands lacks {missing} (it has {list(bands)}) but the model needs {list(band_names)}; "
+            f"rename the image's bands or add the missing ones."
+        )
+    return None if bands == band_names else [bands.index(name) for name in band_names]
+
+
+def _colour_order(band_names: tuple[str, ...] | None) -> list[int] | None:
+    """Which of R, G, B (0, 1, 2) each band of the model is, or None if the bands are not just these three colours."""
+    colours = {alias: colour for colour, aliases in enumerate(RGB_BAND_NAMES) for alias in aliases}
+    order = [colours.get(name.upper(), -1) for name in band_names or ()]
+    return order if sorted(order) == [0, 1, 2] else None
+
+
+def _warn_assumed_order(images: list[Any], band_names: tuple[str, ...] | None) -> None:
+    """Say once which order is taken for granted, unless the images name their bands or it is the everyday R, G, B."""
+    if band_names is None or len(band_names) == 1 or "".join(name[0] for name in band_names).upper() == "RGB":
+        return
+    if _colour_order(band_names) is not None and all(isinstance(image, Image.Image) for image in images):
+        return
+    logger.warning_once(
+        f"Images without `bands` are taken to have the model's bands in the order {list(band_names)}; "
+        f"pass bands=[names of the image's bands] to have them matched by name."
+    )
+
+
+def _image_list(images: Any) -> list[Any]:
+    """One image, a batch array or a list -> list of single images."""
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        images = list(images)
+    elif not isinstance(images, (list, tuple)):
+        images = [images]
+    if len(images) == 0:
+        raise ValueError("images is empty; pass at least one image.")
+    return list(images)
+
+
+def _picture_array(
+    image: Image.Image, index: int, expected: int, named: bool, picture_order: list[int] | None
+) -> np.ndarray:
+    """PIL image of any mode -> (H, W) or (H, W, expected) array."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # Deep grey: PIL would clip these to 8 bits. Repeated like 8-bit grey; the value check judges the scale.
+        array = np.asarray(image)
+        return np.stack([array] * 3, axis=-1) if expected == 3 and not named else array
+    if not named and expected in (1, 3):
+        array = np.asarray(_plain_mode(image, "L" if expected == 1 else "RGB"))
+        return array if expected == 1 or picture_order is None else array[..., picture_order]
+    if named and expected == 3 and len(image.getbands()) != 1:
+        image = _plain_mode(image, "RGB")
+    if not named or len(image.getbands()) != expected:
+        raise ValueError(
+            f"image {index} is a PIL picture of mode {image.mode} but {expected} bands are expected; "
+            f"pass an array with these bands, or name the picture's own bands with bands=[...]."
+        )
+    return np.asarray(image)
+
+
+def _plain_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert to "L" or "RGB"; palettes and pre-multiplied alpha need a step in between."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _array_tensor(image: Any, index: int) -> torch.Tensor:
+    """NumPy array or tensor -> tensor of the same values; no copy where memory allows."""
+    if isinstance(image, np.ndarray) and image.dtype.kind in "uif":
+        # torch wants native byte order, positive strides and writable memory.
+        native = image.dtype.newbyteorder("=")
+        return torch.from_numpy(np.require(image, dtype=native, requirements=["C", "W"]))
+    if isinstance(image, torch.Tensor) and image.dtype != torch.bool and not image.is_complex():
+        return image.detach()
+    kind = f"{type(image).__name__} of {image.dtype}" if hasattr(image, "dtype") else type(image).__name__
+    raise ValueError(
+        f"image {index} is a {kind} but must be a PIL image or a NumPy or torch array of real numbers; "
+        f"open files with PIL.Image.open or rasterio first."
+    )
+
+
+def _channels_first(image: torch.Tensor, index: int, expected: int, layout: str | None) -> torch.Tensor:
+    """(H, W), (H, W, C) or (C, H, W) -> (C, H, W), C = expected; refuses to guess."""
+    shape = tuple(image.shape)
+    if image.ndim == 2 and expected == 1:
+        image, layout = image[None], "channels_first"
+    if image.ndim != 3 or image.numel() == 0:
+        raise ValueError(
+            f"image {index} has shape {shape} but (C, H, W) or (H, W, C) with {expected} bands was expected; "
+            f"reshape it, and pass batches as one array of 4 axes."
+        )
+    if layout is None and image.shape[0] == expected and image.shape[2] == expected:
+        raise ValueError(
+            f"image {index} has shape {shape}, where the first and the last axis could both be the {expected} bands; "
+            f"pass input_data_format='channels_first' or 'channels_last'."
+        )
+    if layout == "channels_last" or (layout is None and image.shape[0] != expected):
+        image = image.permute(2, 0, 1)
+    if image.shape[0] != expected:
+        raise ValueError(
+            f"image {index} has shape {shape} but {expected} bands were expected on the "
+            f"{'first or last axis' if layout is None else layout + ' axis'}; pass bands=[names of the image's bands] "
+            f"to pick the model's bands from it."
+        )
+    return image
+
+
+def _equal_batches(images: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Stack all images at once if they are alike, else one batch each. Always copies, so in-place steps are safe."""
+    kinds = {(image.shape, image.dtype, image.device) for image in images}
+    return [torch.stack(images)] if len(kinds) == 1 else [torch.stack([image]) for image in images]
+
+
+def _transform(batch: torch.Tensor, settings: _Settings, first: int) -> torch.Tensor:
+    """(B, C, H, W) of any type -> resized, rescaled and normalised float32.
+
+    Args:
+        batch: Raw values; owned by the caller, may be overwritten.
+        settings: Settings of this call.
+        first: Position of the batch's first image among all images, for messages.
+
+    Returns:
+        (B, C, H, W) float32, contiguous.
+    """
+    values = batch.to(torch.float32)
+    if batch.is_floating_point():
+        _check_finite(values, first)
+    if settings.check_values and settings.image_mean is not None and (settings.do_rescale or settings.do_normalize):
+        _check_scale(values, batch.dtype, settings)
+    if settings.do_resize:
+        values = _resize(values, batch.dtype, settings)
+    scale = torch.full((settings.num_bands,), settings.factor, dtype=torch.float64)
+    shift = torch.zeros_like(scale)
+    if settings.do_normalize:
+        std = torch.tensor(settings.image_std, dtype=torch.float64)
+        scale, shift = scale / std, -torch.tensor(settings.image_mean, dtype=torch.float64) / std
+    return values.mul_(_per_band(scale, values)).add_(_per_band(shift, values)).contiguous()
+
+
+def _per_band(numbers: Any, like: torch.Tensor) -> torch.Tensor:
+    """One number per band, shaped (C, 1, 1) to broadcast over (..., C, H, W)."""
+    return torch.as_tensor(numbers).to(device=like.device, dtype=like.dtype).view(-1, 1, 1)
+
+
+def _resize(values: torch.Tensor, dtype: torch.dtype, settings: _Settings) -> torch.Tensor:
+    """Resize (B, C, H, W) with antialiasing, as PIL does but for any number of bands and any type.
+
+    Like PIL it goes along the rows first and keeps integer images inside their type's range after either pass;
+    clamping only once differs by up to 10 levels at hard edges (bicubic overshoot).
+    """
+    height, width = settings.size["height"], settings.size["width"]
+    mode = RESAMPLE_MODES[settings.resample]
+    for target in ((values.shape[-2], width), (height, width)):
+        if tuple(values.shape[-2:]) == target:
+            continue
+        values = torch.nn.functional.interpolate(values, target, mode=mode, antialias=True, align_corners=False)
+        if not dtype.is_floating_point:
+            values.clamp_(torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    return values
+
+
+def _collect(batches: list[torch.Tensor], return_tensors: str | None) -> Any:
+    """Join the finished batches in the form that was asked for."""
+    if return_tensors is None:
+        return [image for batch in batches for image in batch.cpu().numpy()]
+    sizes = sorted({tuple(batch.shape[-2:]) for batch in batches})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"images have different sizes {sizes} (height, width) and cannot form one batch without resizing; "
+            f"pass do_resize=True, crop them to one size, or use return_tensors=None."
+        )
+    values = batches[0] if len(batches) == 1 else torch.cat(batches)
+    return values if return_tensors == "pt" else values.cpu().numpy()
+
+
+def _check_finite(values: torch.Tensor, first: int) -> None:
+    """Refuse NaN and infinite values in (B, C, H, W)."""
+    # One pass without extra memory; only a suspicious sum is looked at closely (it may also have overflowed).
+    if torch.isfinite(values.sum()):
+        return
+    nan = values.isnan().any(dim=1).flatten(1).sum(dim=1)
+    inf = values.isinf().any(dim=1).flatten(1).sum(dim=1)
+    bad = torch.nonzero(nan + inf).flatten()
+    if len(bad) > 0:
+        index = int(bad[0])
+        raise ValueError(
+            f"image {first + index} has {int(nan[index])} NaN and {int(inf[index])} infinite pixels of "
+            f"{values[index, 0].numel()}; replace them first, for example np.nan_to_num(image, nan=0.0)."
+        )
+
+
+def _check_scale(values: torch.Tensor, dtype: torch.dtype, settings: _Settings) -> None:
+    """Refuse (B, C, H, W) raw values that cannot belong to the statistics, whatever the picture shows."""
+    mean, std = torch.tensor(settings.image_mean), torch.tensor(settings.image_std)
+    usual = mean.abs() + std
+    if not dtype.is_floating_point:
+        info, factor = torch.iinfo(dtype), settings.factor
+        _check_integer_type(values, info, usual, std, settings)
+        if info.min == 0 and info.max * factor <= TOO_LARGE * usual.min():
+            return  # No value of this type can fail what follows; 8-bit pictures need no pass over the data.
+    # The L1 norm over the count is the mean of |value|, without a copy of the data.
+    size = values[:, 0].numel()
+    average = torch.linalg.vector_norm(values, ord=1, dim=(0, 2, 3)).cpu() * settings.factor / size
+    low, high = (torch.stack(ends).cpu() for ends in _extremes(values))
+    _check_eight_bit(high.max().item(), dtype, settings)
+    _check_negative(low * settings.factor, usual, mean > 0.5 * std, settings)
+    _check_average(average, usual, settings)
+    if dtype.is_floating_point:
+        _check_small(values, torch.maximum(low.abs(), high.abs()) * settings.factor, usual, settings)
+
+
+def _check_average(average: torch.Tensor, usual: torch.Tensor, settings: _Settings) -> None:
+    """Refuse bands whose mean absolute value is far above the usual."""
+    bad = torch.nonzero(average > TOO_LARGE * usual).flatten()
+    if len(bad) > 0:
+        band = int(bad[0])
+        raise ValueError(
+            f"band {settings.label(band)} averages {average[band]:.3g} after rescaling but the model's statistics "
+            f"expect about {usual[band]:.3g}; set do_rescale and rescale_factor (1/255 for 8-bit images, 1e-4 for "
+            f"reflectance as integers), or mask nodata values, or pass check_values=False if they are right."
+        )
+
+
+def _extremes(values: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Smallest and largest value of each band of (B, C, H, W)."""
+    ends = [values[:, band].aminmax() for band in range(values.shape[1])]
+    return [end.min for end in ends], [end.max for end in ends]
+
+
+def _check_integer_type(
+    values: torch.Tensor, info: torch.iinfo, usual: torch.Tensor, std: torch.Tensor, settings: _Settings
+) -> None:
+    """Refuse integer types that cannot express the statistics: range too short, or steps too coarse.
+
+    Looks at the type, not at the picture, so a night scene is never mistaken for a wrong factor.
+    """
+    short = info.max * settings.factor < 0.5 * usual.max()
+    coarse = settings.factor > 2 * std.max()
+    if (short or coarse) and bool(values.any()):
+        raise ValueError(
+            f"images are {info.dtype} and become 0 to {info.max * settings.factor:.3g} in steps of "
+            f"{settings.factor:.3g}, but the model's statistics expect about {usual.max():.3g} with spread "
+            f"{std.max():.3g}; set do_rescale and rescale_factor (1/255 for 8-bit images), or pass check_values=False."
+        )
+
+
+def _check_eight_bit(top: float, dtype: torch.dtype, settings: _Settings) -> None:
+    """Refuse values above 255 where the factor says 8-bit pictures."""
+    limit = 255 * (FLOAT_OVERSHOOT if dtype.is_floating_point else 1)
+    if abs(settings.factor * 255 - 1) < 1e-3 and top > limit:
+        raise ValueError(
+            f"images reach {top:.6g} but rescale_factor=1/255 is for 8-bit pictures of 0 to 255; for reflectance as "
+            f"integers of 0 to 10000 pass rescale_factor=1e-4 with image_mean and image_std per band in reflectance."
+        )
+
+
+def _check_negative(low: torch.Tensor, usual: torch.Tensor, positive: torch.Tensor, settings: _Settings) -> None:
+    """Refuse strongly negative values in bands whose statistics say that they are positive."""
+    bad = torch.nonzero(positive & (low < TOO_NEGATIVE * usual)).flatten()
+    if len(bad) > 0:
+        band = int(bad[0])
+        raise ValueError(
+            f"band {settings.label(band)} falls to {low[band]:.3g} after rescaling but the model's statistics expect "
+            f"about {usual[band]:.3g}; replace nodata fill values first, do not pass normalised images, or pass "
+            f"check_values=False if they are right."
+        )
+
+
+def _check_small(values: torch.Tensor, peak: torch.Tensor, usual: torch.Tensor, settings: _Settings) -> None:
+    """Refuse floats that were brought to 0..1 (or normalised) before and would be rescaled again."""
+    if not 0 < peak.max() or not bool((peak < TOO_SMALL * usual).all()):
+        return
+    if bool((values == values.round()).all()):
+        return  # whole numbers stored as floats: a dark 8-bit picture, not one in 0..1
+    message = (
+        f"images peak at {peak.max():.3g} in units after rescaling but the model's statistics expect about "
+        f"{usual.max():.3g}"
+    )
+    if settings.do_rescale:
+        raise ValueError(
+            f"{message}; they look rescaled already: pass do_rescale=False, or check_values=False if they are right."
+        )
+    # Without rescaling a nearly black tile looks the same, so this one is only said.
+    logger.warning_once(f"{message}; check that image_mean and image_std are in the images' unit.")

@@ -1,0 +1,394 @@
+"""GFM models: trunk + decoder + loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, SwinConfig, SwinModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+from transformers.models.swin.modeling_swin import (
+    SwinEmbeddings,
+    SwinModelOutput,
+    SwinPreTrainedModel,
+    SwinRelativePositionBias,
+)
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_gfm import AUTO_MAP, GFMConfig
+from .decoders_gfm import FeatureProjector, PixelDecoder, Projection
+from .losses_gfm import feature_distillation_loss, masked_reconstruction_loss, pixel_mask
+from .swin_gfm import StageOutput, embed_pixels, run_stages, to_map
+from .weights_gfm import fit_state_dict
+
+
+logger = logging.get_logger(__name__)
+
+# Where and how to fetch a file: the part of `from_pretrained`'s arguments that the configuration needs too.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+
+@dataclass
+class GFMForPreTrainingOutput(ModelOutput):
+    """Output of `GFMForPreTraining`.
+
+    Attributes:
+        loss: `reconstruction_loss + distillation_weight * distillation_loss`; a term whose input was not given is
+            left out, and without any term the loss is None.
+        reconstruction_loss: Mean absolute error over hidden pixels; None without `bool_masked_pos`.
+        distillation_loss: Minus the mean cosine, in [-1, 1], averaged over the distilled stages; None without
+            `teacher_features`.
+        reconstruction: (B, C, H, W), in the units of `pixel_values`.
+        hidden_states: Tokens (B, N, D) of the stem and after every stage, on request.
+        reshaped_hidden_states: The same as maps (B, D, h, w), on request.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    distillation_loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class GFMPreTrainedModel(SwinPreTrainedModel):
+    """Initialisation, loading and saving that all GFM models share."""
+
+    config_class = GFMConfig
+    config: GFMConfig
+    # transformers' own prefix: stock Swin classes find the trunk in a GFM checkpoint.
+    base_model_prefix = "swin"
+    # The trunk collects its outputs itself; hooks on modules that never run as a whole would see nothing.
+    _can_record_outputs: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initial weights distributed as the authors'.
+
+        Linear layers, position tables and the mask token are normal with standard deviation `initializer_range`; patch
+        filters, pixel decoder and projector keep torch's uniform default. The authors truncate the normal distribution
+        at a hundred deviations, which never acts except that rounding turns two or three weights into exactly -2.0;
+        those are left out.
+        """
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Conv2d, Projection)):
+            bound = module.weight[0].numel() ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, SwinEmbeddings):
+            for parameter in (module.mask_token, module.position_embeddings):
+                if parameter is not None:
+                    init.normal_(parameter, std=std)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        config: Any = None,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a GFM checkpoint or a stock Swin one, with the stored geometry or another.
+
+        Where `window_size` or `num_channels` (as keyword or in `config`) differ from the stored ones, position tables
+        are resampled by the authors' scheme and the filters of red, green and blue move to where `rgb_channels` says;
+        nothing is re-initialised in silence. All other arguments are `PreTrainedModel.from_pretrained`'s.
+
+        Raises:
+            ValueError: Bands would have to move, but it is not known which are red, green and blue.
+        """
+        arguments = {"ignore_mismatched_sizes": ignore_mismatched_sizes, **kwargs}
+        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        try:
+            stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
+        except (OSError, TypeError):  # an adapter's folder, or no path at all: transformers knows what to do or say
+            stored = {}
+        from_stock = stored.get("model_type") == "swin"
+        wanted = {name: kwargs[name] for name in kwargs if name in _config_fields(cls.config_class)}
+        if isinstance(config, PreTrainedConfig):
+            wanted = config.to_dict()
+        if not from_stock and not _moves_weights(stored, wanted):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **arguments)
+
+        arguments = {name: value for name, value in arguments.items() if name not in wanted}
+        donor_config = (SwinConfig if from_stock else cls.config_class).from_dict(dict(stored))
+        if not isinstance(config, PreTrainedConfig):
+            config = cls.config_class.from_dict(_swin_fields(stored, cls.config_class), **wanted)
+        return cls._from_donor(pretrained_model_name_or_path, donor_config, config, *model_args, **arguments)
+
+    @classmethod
+    def _from_donor(
+        cls, name_or_path: Any, donor_config: PreTrainedConfig, config: Any, *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """Load the stored weights in their own geometry, then fit them into a new model."""
+        from_stock = donor_config.model_type == "swin"
+        ignore_mismatched_sizes = kwargs.pop("ignore_mismatched_sizes", False)
+        wants_info = kwargs.pop("output_loading_info", False)
+        donor_class, extra = (SwinModel, {"use_mask_token": True}) if from_stock else (cls, {})
+        donor, info = donor_class.from_pretrained(
+            name_or_path, config=donor_config, output_loading_info=True, **extra, **kwargs
+        )
+        found = {name: value for name, value in donor.state_dict().items() if name not in info["missing_keys"]}
+        if from_stock and cls.base_model_prefix != "" and not issubclass(cls, SwinModel):
+            found = {f"{cls.base_model_prefix}.{name}": value for name, value in found.items()}
+
+        config._attn_implementation = donor.config._attn_implementation
+        model = cls(config, *model_args).to(donor.device, donor.dtype)
+        source_rgb = (0, 1, 2) if from_stock and donor_config.num_channels == 3 else None
+        fitted = fit_state_dict(found, model, getattr(donor_config, "rgb_channels", source_rgb))
+        mismatched = []
+        if ignore_mismatched_sizes:
+            shapes = {name: value.shape for name, value in model.state_dict().items()}
+            mismatched = [name for name in fitted if name in shapes and fitted[name].shape != shapes[name]]
+        missing, unexpected = model.load_state_dict(
+            {name: value for name, value in fitted.items() if name not in mismatched}, strict=False
+        )
+        if missing:
+            logger.warning(f"Not in {name_or_path}, newly initialised: {', '.join(sorted(missing))}.")
+        model.name_or_path = str(name_or_path)
+        info = {**info, "missing_keys": set(missing), "unexpected_keys": set(unexpected), "mismatched_keys": mismatched}
+        return (model.eval(), info) if wants_info else model.eval()
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save weights, configuration and the code that loads them, with every door in `auto_map`.
+
+        transformers would list the saved class alone, so that a pretraining checkpoint had no `AutoModel`.
+        """
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _config_fields(config_class: type) -> set[str]:
+    return {field.name for field in fields(config_class)} | {"num_labels", "out_features", "out_indices"}
+
+
+def _swin_fields(stored: dict[str, Any], config_class: type) -> dict[str, Any]:
+    """The part of a stored configuration that a GFM configuration takes over."""
+    return {name: value for name, value in stored.items() if name in _config_fields(config_class)}
+
+
+def _moves_weights(stored: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return any(wanted.get(name, stored.get(name)) != stored.get(name) for name in ("window_size", "num_channels"))
+
+
+class GFMModel(GFMPreTrainedModel, SwinModel):
+    """The bare encoder: stock Swin's modules and weights under a forward of its own.
+
+    Runs at any image size from one patch up. A mask token is always part of the model.
+    """
+
+    def __init__(self, config: GFMConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config, add_pooling_layer=add_pooling_layer, use_mask_token=True)
+        # Stock Swin's encoder initialises itself, with zeros here.
+        for module in self.modules():
+            if isinstance(module, SwinRelativePositionBias):
+                init.normal_(module.relative_position_bias_table, std=config.initializer_range)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SwinModelOutput:
+        """Encode a batch of images.
+
+        Args:
+            pixel_values: (B, C, H, W) float, normalised.
+            bool_masked_pos: (B, N) or (B, ceil(H/4), ceil(W/4)) bool, True = hidden, row by row.
+            output_hidden_states: Whether to return the tokens of every stage.
+            output_attentions: Not offered.
+
+        Returns:
+            `last_hidden_state` (B, N/64, D) after the final norm, `pooler_output` (B, D) their mean,
+            `hidden_states` (stem, then after every stage and its merging) and `reshaped_hidden_states` on request.
+
+        Raises:
+            ValueError: Wrong number of bands, wrong mask size, or attentions asked for.
+        """
+        _refuse_attentions(output_attentions or self.config.output_attentions)
+        tokens, size = embed_pixels(self, pixel_values, bool_masked_pos)
+        stages = run_stages(self, tokens, size)
+        last_hidden_state = self.layernorm(stages[-1].hidden_states)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states, maps = _collect(tokens, size, stages) if wanted else (None, None)
+        return SwinModelOutput(
+            last_hidden_state=last_hidden_state,
+            pooler_output=None if self.pooler is None else last_hidden_state.mean(dim=1),
+            hidden_states=hidden_states,
+            reshaped_hidden_states=maps,
+        )
+
+
+class GFMBackbone(BackboneMixin, GFMPreTrainedModel):
+    """Feature maps for dense heads: the stages' maps before merging, each behind a LayerNorm of its own.
+
+    Load it with `GFMBackbone.from_pretrained(path, out_features=["stage1", ..., "stage4"])`.
+    """
+
+    # The norms come with the head that is trained on top; the final norm belongs to other heads.
+    _keys_to_ignore_on_load_missing = [r"swin\.layernorm\..*"]
+
+    def __init__(self, config: GFMConfig) -> None:
+        super().__init__(config)
+        self.num_features = [config.embed_dim] + [config.embed_dim * 2**stage for stage in range(len(config.depths))]
+        self.swin = GFMModel(config, add_pooling_layer=False)
+        self.hidden_states_norms = nn.ModuleDict(
+            {stage: nn.LayerNorm(channels) for stage, channels in zip(self.out_features, self.channels)}
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BackboneOutput:
+        """Extract the maps named by `out_features`.
+
+        Args:
+            pixel_values: (B, C, H, W) float, normalised.
+            output_hidden_states: Whether to return the maps of all stages, without norm.
+            output_attentions: Not offered.
+
+        Returns:
+            `feature_maps`: tuple of (B, D_i, H_i, W_i), finest first.
+        """
+        _refuse_attentions(output_attentions or self.config.output_attentions)
+        tokens, size = embed_pixels(self.swin, pixel_values)
+        stages = run_stages(self.swin, tokens, size)
+        outputs = [(tokens, size)] + [(stage.feature_tokens, stage.feature_size) for stage in stages]
+        feature_maps = tuple(
+            to_map(self.hidden_states_norms[name](output), output_size)
+            for name, (output, output_size) in zip(self.stage_names, outputs)
+            if name in self.out_features
+        )
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        maps = tuple(to_map(output, output_size) for output, output_size in outputs) if wanted else None
+        return BackboneOutput(feature_maps=feature_maps, hidden_states=maps)
+
+
+class GFMForPreTraining(GFMPreTrainedModel):
+    """The student of continual pretraining: rebuild the hidden pixels, stay close to a teacher's features.
+
+    The model knows nothing of the teacher; its features come in as an argument.
+
+    Source: GFM section 3, equations 2 and 3; the authors' released code where it differs from the text.
+    """
+
+    def __init__(self, config: GFMConfig) -> None:
+        super().__init__(config)
+        self.swin = GFMModel(config, add_pooling_layer=False)
+        self.decoder = PixelDecoder(config.hidden_size, config.num_channels, config.encoder_stride)
+        student_sizes = [config.stage_hidden_sizes[stage] for stage in config.distillation_stages]
+        self.projector = FeatureProjector(student_sizes, config.teacher_hidden_sizes or student_sizes)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        teacher_features: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> GFMForPreTrainingOutput:
+        """One forward of the objective.
+
+        Args:
+            pixel_values: (B, C, H, W) float, normalised.
+            bool_masked_pos: (B, N) or (B, ceil(H/4), ceil(W/4)) bool, True = hidden. Without it there is no
+                reconstruction loss.
+            teacher_features: (B, D), or a list with one per distilled stage: pooled features of the unmasked images.
+                Without them this is masked image modelling alone.
+            output_hidden_states: Whether to return the tokens of every stage.
+            output_attentions: Not offered.
+
+        Raises:
+            ValueError: Shapes of bands, mask or teacher features do not fit the model.
+        """
+        _refuse_attentions(output_attentions or self.config.output_attentions)
+        tokens, size = embed_pixels(self.swin, pixel_values, bool_masked_pos)
+        stages = run_stages(self.swin, tokens, size)
+        height, width = pixel_values.shape[2:]
+        last_map = to_map(self.swin.layernorm(stages[-1].hidden_states), stages[-1].size)
+        reconstruction = self.decoder(last_map)[:, :, :height, :width]
+
+        reconstruction_loss = None
+        if bool_masked_pos is not None:
+            mask = pixel_mask(bool_masked_pos, size, self.config.patch_size)[:, :, :height, :width]
+            reconstruction_loss = masked_reconstruction_loss(reconstruction, pixel_values, mask)
+        distillation_loss = None if teacher_features is None else self._distill(stages, teacher_features)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states, maps = _collect(tokens, size, stages) if wanted else (None, None)
+        return GFMForPreTrainingOutput(
+            loss=_weighted_sum(reconstruction_loss, distillation_loss, self.config.distillation_weight),
+            reconstruction_loss=reconstruction_loss,
+            distillation_loss=distillation_loss,
+            reconstruction=reconstruction,
+            hidden_states=hidden_states,
+            reshaped_hidden_states=maps,
+        )
+
+    def _distill(
+        self, stages: list[StageOutput], teacher_features: torch.Tensor | Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        if isinstance(teacher_features, torch.Tensor):
+            teacher_features = [teacher_features]
+        distilled = list(self.config.distillation_stages)
+        if len(teacher_features) != len(distilled):
+            raise ValueError(
+                f"teacher_features has {len(teacher_features)} tensors but the model distils stages {distilled}; give "
+                "one tensor (batch, features) per stage, in that order."
+            )
+        # The mean runs over all tokens, hidden ones too, and before any norm.
+        pooled = [stages[stage - 1].hidden_states.mean(dim=1) for stage in distilled]
+        losses = []
+        for projected, target in zip(self.projector(pooled), teacher_features):
+            if projected.shape != target.shape:
+                raise ValueError(
+                    f"teacher_features has shape {tuple(target.shape)} but {tuple(projected.shape)} was expected; set "
+                    "teacher_hidden_sizes in the config to the teacher's feature sizes."
+                )
+            losses.append(feature_distillation_loss(projected, target))
+        return torch.stack(losses).mean()
+
+
+def _weighted_sum(
+    reconstruction: torch.Tensor | None, distillation: torch.Tensor | None, weight: float
+) -> torch.Tensor | None:
+    if distillation is None:
+        return reconstruction
+    return weight * distillation if reconstruction is None else reconstruction + weight * distillation
+
+
+def _collect(
+    tokens: torch.Tensor, size: tuple[int, int], stages: list[StageOutput]
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Tokens of the stem and after every stage, and the same as maps."""
+    outputs = [(tokens, size)] + [(stage.hidden_states, stage.size) for stage in stages]
+    return tuple(output for output, _ in outputs), tuple(to_map(*output) for output in outputs)
+
+
+def _refuse_attentions(output_attentions: bool | None) -> None:
+    if output_attentions:
+        raise ValueError("GFM models do not return attention weights; leave output_attentions out.")
+
+
+GFMModel.register_for_auto_class("AutoModel")
+GFMBackbone.register_for_auto_class("AutoBackbone")
+GFMForPreTraining.register_for_auto_class("AutoModelForPreTraining")

@@ -1,0 +1,1 @@
+"""What a training loop leans on: teacher, optimizer groups and schedule, run folder, energy, probes."""

@@ -1,0 +1,365 @@
+import io
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gfm_hf.data import sources
+from gfm_hf.data.sources import ImageStream, ImageTable, Record, UnreadableImageError, decode, open_images
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+ODD_FILES = Path(__file__).parents[3] / "shared" / "imagery" / "odd_files"
+
+
+def pixels_of(seed, height=12, width=10, channels=3, dtype=np.uint8, top=256):
+    return np.random.default_rng(seed).integers(0, top, (height, width, channels)).astype(dtype)
+
+
+def encode(image, kind="PNG", **options):
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def raster_bytes(pixels, **profile):
+    rasterio = pytest.importorskip("rasterio", reason="rasters need rasterio")
+    height, width, count = pixels.shape
+    profile |= {"driver": "GTiff", "height": height, "width": width, "count": count, "dtype": pixels.dtype}
+    with rasterio.MemoryFile() as memory:
+        with memory.open(**profile) as raster:
+            raster.write(pixels.transpose(2, 0, 1))
+        return memory.read()
+
+
+def read(data, **options):
+    return decode(Record(0, "x", data=data), **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, name in enumerate(
+        ["b.png", "a.JPG", "deep/er/c.tif", "deep/d.webp", "notes.txt", ".hidden.png", ".h/e.png"]
+    ):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"text" if name.endswith("txt") else encode(pixels_of(i)))
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def parquet(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="Parquet needs datasets")
+    # The library rests 5 s at each end of a shuffled stream, for the sake of threads that download.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05, raising=False)
+    files = []
+    for shard in range(2):
+        rows = [{"bytes": encode(pixels_of(10 * shard + i)), "path": f"s{shard}_{i}.png"} for i in range(4)]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        table = datasets.Dataset.from_dict({"image": rows, "label": range(4)}, features=features)
+        files.append(tmp_path / "shards" / f"part-{shard}.parquet")
+        files[-1].parent.mkdir(exist_ok=True)
+        table.to_parquet(str(files[-1]))
+    return files
+
+
+def names_of(table):
+    return [table[i].name for i in range(len(table))]
+
+
+# Folders
+
+
+def test_folder_is_listed_recursively_sorted_and_without_hidden_names(folder):
+    table = open_images(train_dir=folder)
+    assert isinstance(table, ImageTable)
+    assert names_of(table) == ["a.JPG", "b.png", "deep/d.webp", "deep/er/c.tif"]
+    assert [table[i].index for i in range(4)] == [0, 1, 2, 3]
+    assert np.array_equal(np.asarray(decode(table[1])), pixels_of(0))
+    assert "4 images" in table.description
+    with pytest.raises(IndexError):
+        table[4]
+
+
+def test_folder_stays_a_table_when_streaming(folder):
+    assert isinstance(open_images(train_dir=folder, streaming=True), ImageTable)
+
+
+def test_folder_fingerprint_follows_names_and_sizes_only(folder, tmp_path):
+    first = open_images(train_dir=folder).fingerprint
+    assert first == open_images(train_dir=str(folder)).fingerprint and len(first) == 64
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert open_images(train_dir=moved).fingerprint == first
+    (moved / "b.png").write_bytes(b"longer" * 1000)
+    resized = open_images(train_dir=moved).fingerprint
+    (moved / "b.png").rename(moved / "bb.png")
+    assert len({first, resized, open_images(train_dir=moved).fingerprint}) == 3
+
+
+def test_folder_links_are_followed_once(folder):
+    (folder / "deep" / "loop").symlink_to(folder)
+    (folder / "gone.png").symlink_to(folder / "nowhere")
+    table = open_images(train_dir=folder)
+    assert names_of(table) == ["a.JPG", "b.png", "deep/d.webp", "deep/er/c.tif", "gone.png"]
+    with pytest.raises(UnreadableImageError, match="cannot be opened"):
+        decode(table[4])
+
+
+def test_folder_errors_say_what_was_found(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    for i in range(3):
+        (tmp_path / "other" / f"{i}.npy").write_bytes(b"x")
+    for path, message in {
+        "empty": "holds no files",
+        "other": "holds 3 files, none of them .jpg",
+        "missing": "does not exist",
+        "images/b.png": "is a file",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            open_images(train_dir=tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"train_dir": "a", "train_parquet": "b"}, {"dataset_name": "a", "train_dir": "b"}]
+)
+def test_exactly_one_source(given):
+    with pytest.raises(ValueError, match="exactly one of --dataset_name, --train_dir, --train_parquet"):
+        open_images(**given)
+
+
+# Parquet and datasets
+
+
+def test_parquet_folder_pattern_list_and_file(parquet, tmp_path):
+    cache = str(tmp_path / "cache")
+    expected = [f"s{shard}_{i}.png" for shard in range(2) for i in range(4)]
+    for source in (parquet[0].parent, str(parquet[0].parent / "part-*.parquet"), parquet):
+        table = open_images(train_parquet=source, cache_dir=cache)
+        assert isinstance(table, ImageTable) and names_of(table) == expected
+    assert np.array_equal(np.asarray(decode(table[5])), pixels_of(11))
+    assert table[5].path is None and table[5].data is not None
+    one = open_images(train_parquet=parquet[1], cache_dir=cache)
+    assert len(one) == 4 and one.fingerprint != table.fingerprint
+    assert open_images(train_parquet=parquet, cache_dir=cache).fingerprint == table.fingerprint
+    assert len(open_images(train_parquet=parquet, cache_dir=cache, split="test[:3]")) == 3
+
+
+def test_parquet_errors_name_the_next_step(parquet, tmp_path):
+    cache = str(tmp_path / "cache")
+    with pytest.raises(ValueError, match="matches no Parquet file"):
+        open_images(train_parquet=tmp_path / "no-*.parquet")
+    with pytest.raises(ValueError, match="no column 'picture' but 'image', 'label'; pass --image_column_name"):
+        open_images(train_parquet=parquet, image_column_name="picture", cache_dir=cache)
+    with pytest.raises(ValueError, match="'label'.*not images"):
+        open_images(train_parquet=parquet, image_column_name="label", cache_dir=cache)
+    parquet[0].write_bytes(b"PAR1 nonsense PAR1")
+    with pytest.raises(ValueError, match="cannot be opened|Parquet"):
+        open_images(train_parquet=parquet[0], cache_dir=cache)
+
+
+def test_row_without_image_is_unreadable(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="Parquet needs datasets")
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": [None]}, features=features).to_parquet(str(tmp_path / "n.parquet"))
+    table = open_images(train_parquet=tmp_path / "n.parquet", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UnreadableImageError, match="row 0.*holds no image"):
+        decode(table[0])
+
+
+def test_dataset_by_name(folder, tmp_path):
+    pytest.importorskip("datasets", reason="named datasets need datasets")
+    for name in ("notes.txt", "a.JPG"):
+        (folder / name).unlink()
+    table = open_images(dataset_name=str(folder), cache_dir=str(tmp_path / "cache"))
+    assert len(table) == 3 and len(table.fingerprint) == 64
+    assert all(decode(table[i]).mode == "RGB" for i in range(3))
+    stream = open_images(dataset_name=str(folder), cache_dir=str(tmp_path / "cache"), streaming=True)
+    assert len(list(stream.records(0))) == 3
+
+
+def test_unknown_dataset_is_one_sentence(tmp_path):
+    pytest.importorskip("datasets", reason="named datasets need datasets")
+    with pytest.raises(ValueError, match="cannot be opened") as caught:
+        open_images(dataset_name=str(tmp_path / "nowhere"), cache_dir=str(tmp_path / "cache"))
+    assert "\n" not in str(caught.value)
+
+
+def test_stream_order_depends_on_seed_and_epoch_only(parquet):
+    def order(seed, epoch):
+        stream = open_images(train_parquet=parquet, streaming=True, seed=seed, shuffle_buffer=4)
+        assert isinstance(stream, ImageStream)
+        return [record.name for record in stream.records(epoch)]
+
+    base = order(0, 0)
+    assert sorted(base) == sorted(f"s{shard}_{i}.png" for shard in range(2) for i in range(4))
+    assert base == order(0, 0)
+    assert base != order(0, 1) and base != order(1, 0)
+
+
+def test_stream_counts_records_and_keeps_its_fingerprint(parquet):
+    stream = open_images(train_parquet=parquet, streaming=True)
+    assert [record.index for record in stream.records(3)] == list(range(8))
+    assert "streamed" in stream.description
+    assert stream.fingerprint == open_images(train_parquet=parquet, streaming=True).fingerprint
+    assert stream.fingerprint != open_images(train_parquet=parquet[:1], streaming=True).fingerprint
+
+
+# Decoding pictures
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_eight_bit_pictures_become_rgb(mode):
+    image = Image.fromarray(pixels_of(0)).convert(mode)
+    decoded = read(encode(image))
+    assert decoded.mode == "RGB"
+    assert np.array_equal(np.asarray(decoded), np.asarray(image.convert("RGB")))
+
+
+def test_cmyk_and_premultiplied_alpha_become_rgb():
+    assert read(encode(Image.fromarray(pixels_of(0)).convert("CMYK"), "JPEG")).mode == "RGB"
+    assert sources._to_rgb(Image.new("RGBa", (3, 3))).mode == "RGB"
+
+
+def test_exif_orientation_is_applied():
+    image = Image.fromarray(pixels_of(0, height=6, width=9))
+    exif = Image.Exif()
+    exif[274] = 6
+    decoded = read(encode(image, "PNG", exif=exif))
+    assert np.array_equal(np.asarray(decoded), np.rot90(np.asarray(image), -1))
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "zero bytes"),
+        (b"<!DOCTYPE html><html>404</html>", "HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
+        (b"\x00\x01 no image at all", "no known image format"),
+        (b"II*\0 no TIFF either", "x cannot be read"),
+    ],
+)
+def test_what_is_no_image_is_named(data, reason):
+    with pytest.raises(UnreadableImageError, match=reason):
+        read(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+def test_truncated_pictures_never_decode(kind):
+    data = encode(pixels_of(0, 90, 80), kind)
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(UnreadableImageError):
+            read(data[: int(len(data) * share)])
+
+
+def test_too_many_pixels_are_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadableImageError, match="more than 100 pixels"):
+        read(encode(pixels_of(0)))  # between one and two times the limit Pillow only warns
+    with pytest.raises(UnreadableImageError, match="more than 100 pixels"):
+        read(raster_bytes(pixels_of(0, dtype=np.uint16)))
+
+
+def test_error_survives_a_trip_between_processes():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(UnreadableImageError("a.png", "zero bytes")))
+    assert (error.name, error.reason, str(error)) == ("a.png", "zero bytes", "image a.png cannot be read: zero bytes")
+
+
+# Decoding rasters
+
+
+@pytest.mark.parametrize("dtype, bands", [(np.uint16, 4), (np.int16, 12), (np.float32, 1), (np.uint8, 5)])
+def test_rasters_keep_bands_values_and_dtype(dtype, bands):
+    pixels = pixels_of(0, channels=bands, dtype=dtype, top=250)
+    decoded = read(raster_bytes(pixels))
+    assert decoded.dtype == dtype and np.array_equal(decoded, pixels)
+
+
+def test_sixteen_bit_png_keeps_its_depth():
+    pytest.importorskip("rasterio", reason="rasters need rasterio")
+    pixels = pixels_of(0, channels=1, dtype=np.uint16, top=60000)
+    assert np.array_equal(read(encode(pixels[:, :, 0])), pixels)
+
+
+def test_eight_bit_raster_of_four_bands_follows_the_model():
+    pixels = pixels_of(0, channels=4)
+    data = raster_bytes(pixels)
+    assert np.array_equal(read(data, num_channels=4), pixels)
+    assert np.array_equal(np.asarray(read(data)), pixels[:, :, :3])
+
+
+def test_one_band_of_bytes_is_a_grey_picture():
+    pixels = pixels_of(0, channels=1)
+    assert np.array_equal(np.asarray(read(raster_bytes(pixels))), np.repeat(pixels, 3, axis=2))
+    assert np.array_equal(np.asarray(read(raster_bytes(pixels, compress="LERC"))), np.repeat(pixels, 3, axis=2))
+
+
+def test_nodata_is_kept_unless_there_is_nothing_else():
+    for dtype, nodata in [(np.uint8, 0), (np.uint16, 0), (np.int16, -9999), (np.float32, np.nan)]:
+        pixels = np.full((6, 5, 3), nodata, dtype=dtype)
+        with pytest.raises(UnreadableImageError, match="every pixel is nodata"):
+            read(raster_bytes(pixels, nodata=nodata))
+        pixels[0, 0, 0] = 7
+        assert np.array_equal(
+            np.asarray(read(raster_bytes(pixels, nodata=nodata))), pixels, equal_nan=dtype == np.float32
+        )
+    assert read(raster_bytes(np.zeros((6, 5, 3), dtype=np.uint16))).max() == 0  # black without a nodata tag is data
+
+
+def test_complex_raster_is_unreadable():
+    with pytest.raises(UnreadableImageError, match="complex"):
+        read(raster_bytes(np.ones((4, 4, 1), dtype=np.complex64)))
+
+
+@pytest.mark.parametrize("options", [{}, {"compress": "lzw"}, {"compress": "deflate", "tiled": True}])
+def test_truncated_rasters_never_decode(options):
+    data = raster_bytes(pixels_of(0, 200, 190, 4, np.uint16, 60000), **options)
+    for share in (0.1, 0.5, 0.9):
+        with pytest.raises(UnreadableImageError):
+            read(data[: int(len(data) * share)])
+
+
+def test_a_file_that_names_other_files_is_not_followed(tmp_path):
+    pytest.importorskip("rasterio", reason="rasters need rasterio")
+    (tmp_path / "secret.tif").write_bytes(raster_bytes(pixels_of(0, dtype=np.uint16)))
+    vrt = f'<VRTDataset rasterXSize="10" rasterYSize="12"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>\
+<SourceFilename>{tmp_path}/secret.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>'
+    for options in ({}, {"num_channels": 4}):
+        with pytest.raises(UnreadableImageError):
+            read(vrt.encode(), **options)
+
+
+def test_missing_rasterio_names_the_extra(monkeypatch):
+    data = raster_bytes(pixels_of(0, channels=4, dtype=np.uint16))
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(ValueError, match=r"pip install gfm-hf\[geo\]") as caught:
+        read(data)
+    assert not isinstance(caught.value, UnreadableImageError)
+    assert read(encode(pixels_of(0), "TIFF")).mode == "RGB"  # 8-bit pictures do not need it
+
+
+def test_every_odd_file_decodes_or_is_named():
+    if not ODD_FILES.exists():
+        pytest.skip("the collection of awkward files is not beside this repository")
+    pytest.importorskip("rasterio", reason="rasters need rasterio")
+    unreadable = set()
+    for path in sorted(ODD_FILES.iterdir()):
+        for num_channels in (3, 4):
+            try:
+                image = decode(Record(0, path.name, path=str(path)), num_channels)
+            except UnreadableImageError as error:
+                assert error.name == path.name and error.reason
+                unreadable.add(path.stem)
+            else:
+                assert isinstance(image, Image.Image) and image.mode == "RGB" or image.ndim == 3
+    assert unreadable >= {"empty", "truncated", "truncated_half", "git_lfs_pointer", "html_error_page", "all-nodata"}
+    assert unreadable <= {
+        *("empty", "truncated", "truncated_half", "git_lfs_pointer", "html_error_page", "manifest"),
+        *("all-nodata", "label_all_zero", "inverted_lat", "cint16", "fuzz_divide_by_zero_1"),
+    }

@@ -52,7 +52,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--dataset_revision")
     data.add_argument("--split", default="train")
     data.add_argument("--image_column_name", default="image")
-    data.add_argument("--streaming", action="store_true", help="read the data set as a stream; needs --max_train_steps")
+    data.add_argument(
+        "--streaming", action="store_true", help="read the data set as a stream; needs --max_train_steps"
+    )
     data.add_argument("--cache_dir")
     data.add_argument("--num_eval_images", type=int, default=64, help="images held out of training for evaluation")
     data.add_argument("--dataloader_num_workers", type=int, default=2)
@@ -127,7 +129,7 @@ def build_teacher(args: argparse.Namespace, config: GFMConfig, device: torch.dev
     pictures = rgb is None and args.rescale_factor == 1 / 255
     return GFMTeacher.from_pretrained(
         args.teacher,
-        config.distillation_stages,
+        config.distillation_stages or (),
         image_size=args.teacher_image_size,
         rgb_channels=rgb,
         image_mean=mean if pictures else None,
@@ -439,7 +441,19 @@ def main(argv: list[str] | None = None) -> None:
         accelerator.init_trackers("gfm-pretraining", {name: str(value) for name, value in vars(args).items()})
 
     progress, scores = train(
-        args, accelerator, model, teacher, optimizer, schedule, loader, evaluation, processor, folder, stop, progress
+        args,
+        accelerator,
+        model,
+        teacher,
+        optimizer,
+        schedule,
+        plan,
+        loader,
+        evaluation,
+        processor,
+        folder,
+        stop,
+        progress,
     )
     accelerator.end_training()
     if progress["step"] < schedule.total_steps:
@@ -471,6 +485,7 @@ def train(
     teacher: GFMTeacher | None,
     optimizer: torch.optim.Optimizer,
     schedule: CosineSchedule,
+    plan: EpochPlan,
     loader: DataLoader,
     evaluation: list[dict[str, Any]],
     processor: GFMImageProcessor,
@@ -479,7 +494,7 @@ def train(
     progress: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The loop, from `progress` to the last step or a signal; returns the progress and the last evaluation."""
-    plan, total, accumulation = loader.batch_sampler, schedule.total_steps, args.gradient_accumulation_steps
+    total, accumulation = schedule.total_steps, args.gradient_accumulation_steps
     known_images = len(plan.source) if isinstance(plan.source, ImageTable) else None
     unreadable = UnreadableImages(accelerator, known_images, progress["unreadable"])
     energy = EnergyMeter(accelerator.num_processes, args.country_iso_code, progress.get("energy"))

@@ -21,4 +21,7 @@ AutoModel.register(GFMConfig, GFMModel)
 AutoBackbone.register(GFMConfig, GFMBackbone)
 AutoModelForPreTraining.register(GFMConfig, GFMForPreTraining)
 AutoModelForMaskedImageModeling.register(GFMConfig, GFMForPreTraining)
-AutoImageProcessor.register(GFMConfig, image_processor_classes={"pil": GFMImageProcessor})
+# One processor for every backend: it needs no torchvision and looks the same where there is one.
+AutoImageProcessor.register(
+    GFMConfig, image_processor_classes={"pil": GFMImageProcessor, "torchvision": GFMImageProcessor}
+)

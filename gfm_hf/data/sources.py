@@ -24,9 +24,8 @@ from gfm_hf.data.seeding import HOLD_OUT_STREAM, ORDER_STREAM, sample_rng
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
+# Files that Pillow fails on reach GDAL only with such a start: others (VRT, for one) may name further files.
 _RASTER_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # TIFF, JPEG 2000
-# Only formats that hold their own pixels: others (VRT, for one) may name further files or addresses.
-_RASTER_DRIVERS = ("GTiff", "JP2OpenJPEG", "PNG")
 _GDAL_NODATA_TAG = 42113
 
 
@@ -453,7 +452,7 @@ def _decode_raster(name: str, data: bytes, num_channels: int) -> Image.Image | n
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.MemoryFile(data, filename="image") as memory, memory.open(driver=_RASTER_DRIVERS) as raster:
+            with rasterio.MemoryFile(data, filename="image") as memory, memory.open() as raster:
                 if Image.MAX_IMAGE_PIXELS and raster.width * raster.height > Image.MAX_IMAGE_PIXELS:
                     raise UnreadableImageError(name, _too_large())
                 bands, nodata = raster.read(), raster.nodata

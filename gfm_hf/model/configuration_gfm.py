@@ -10,6 +10,9 @@ from transformers import SwinConfig
 # Names under which the red, green and blue bands of common sensors travel.
 RGB_BAND_NAMES = (("R", "RED", "B04", "B4"), ("G", "GREEN", "B03", "B3"), ("B", "BLUE", "B02", "B2"))
 
+# Stored for readers of config.json; computed anew when it is loaded.
+DERIVED = ("hidden_size", "num_layers", "stage_names")
+
 # The doors of a saved folder for people who load it with `trust_remote_code=True`.
 AUTO_MAP = {
     "AutoConfig": "configuration_gfm.GFMConfig",
@@ -35,7 +38,8 @@ class GFMConfig(SwinConfig):
         mask_patch_size (`int`): Side of a mask cell in pixels, a multiple of `patch_size`.
         mask_ratio (`float`): Share of hidden cells, in (0, 1); the count is rounded up.
         distillation_weight (`float`): The paper's alpha.
-        distillation_stages (`tuple[int]`): Stages (1-based, after their merging) whose pooled tokens are distilled.
+        distillation_stages (`tuple[int]`): Stages (1-based, after their merging) whose pooled tokens are distilled; by
+            default the third, empty for masked image modelling alone.
         teacher_hidden_sizes (`tuple[int]`): Length of the teacher's feature vector for each distilled stage; by
             default the student's own.
         teacher (`dict`): Name and revision of the teacher, provenance only.
@@ -52,7 +56,7 @@ class GFMConfig(SwinConfig):
 
     model_type = "gfm"
 
-    image_size: int | list[int] | tuple[int, int] = 192
+    image_size: int = 192
     patch_size: int = 4
     embed_dim: int = 128
     depths: list[int] | tuple[int, ...] = (2, 2, 18, 2)
@@ -62,7 +66,7 @@ class GFMConfig(SwinConfig):
     mask_patch_size: int = 32
     mask_ratio: float | int = 0.6
     distillation_weight: float | int = 1.0
-    distillation_stages: list[int] | tuple[int, ...] = (3,)
+    distillation_stages: list[int] | tuple[int, ...] | None = None
     teacher_hidden_sizes: list[int] | tuple[int, ...] | None = None
     teacher: dict[str, Any] | None = None
     band_names: list[str] | tuple[str, ...] | None = None
@@ -70,6 +74,8 @@ class GFMConfig(SwinConfig):
     gsd: float | int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.distillation_stages is None:
+            self.distillation_stages = (min(3, len(self.depths)),)
         if self.rgb_channels is None:
             self.rgb_channels = self._find_rgb_channels()
         self._check()
@@ -85,7 +91,11 @@ class GFMConfig(SwinConfig):
         """
         own = {field.name for field in fields(cls)} | {"out_features", "out_indices"}
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
-        merged = {**config_dict, **overrides}
+        merged = {name: value for name, value in {**config_dict, **overrides}.items() if name not in DERIVED}
+        # Names and indices of the backbone's maps say the same thing twice; an override of one settles both.
+        for name, twin in (("out_features", "out_indices"), ("out_indices", "out_features")):
+            if name in overrides and twin not in overrides:
+                merged.pop(twin, None)
         # Stored band facts belong to the stored bands: with other bands they would put filters in the wrong place.
         if overrides.get("num_channels", config_dict.get("num_channels", 3)) != config_dict.get("num_channels", 3):
             for name in ("band_names", "rgb_channels"):
@@ -131,7 +141,7 @@ class GFMConfig(SwinConfig):
         self._check_bands()
 
     def _check_distillation(self) -> None:
-        stages = tuple(self.distillation_stages)
+        stages = tuple(self.distillation_stages or ())
         if not all(1 <= stage <= len(self.depths) for stage in stages):
             raise ValueError(
                 f"distillation_stages is {list(stages)} but the model has stages 1 to {len(self.depths)}; "

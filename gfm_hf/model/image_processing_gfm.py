@@ -138,11 +138,11 @@ class GFMImageProcessor(BaseImageProcessor):
         ValueError: The settings contradict each other.
         TypeError: A keyword is unknown.
 
-    Source: GFM section 4 (192 px, ImageNet statistics); SimMIM data/data_simmim.py (bilinear).
+    Source: GFM's pretraining transform (192 px, bilinear, ImageNet mean and std); SimMIM data/data_simmim.py.
     """
 
     model_input_names = ["pixel_values"]
-    valid_kwargs = GFMImageProcessorKwargs
+    valid_kwargs = GFMImageProcessorKwargs  # type: ignore[assignment]  # has keys the library does not know
     # Defaults live on the class too: to_dict drops a None unless the class default is something else, and a model
     # without band names must not come back as an RGB model.
     do_resize = True
@@ -408,7 +408,7 @@ def _array_tensor(image: Any, index: int) -> torch.Tensor:
     kind = f"{type(image).__name__} of {image.dtype}" if hasattr(image, "dtype") else type(image).__name__
     raise ValueError(
         f"image {index} is a {kind} but must be a PIL image or a NumPy or torch array of real numbers; "
-        f"open files with PIL.Image.open or rasterio first."
+        f"open files with PIL.Image.open or rasterio and turn lists of numbers into np.asarray(...) first."
     )
 
 
@@ -453,7 +453,7 @@ def _transform(batch: torch.Tensor, settings: _Settings, first: int) -> torch.Te
         first: Position of the batch's first image among all images, for messages.
 
     Returns:
-        (B, C, H, W) float32, contiguous.
+        (B, C, H, W) float32.
     """
     values = batch.to(torch.float32)
     if batch.is_floating_point():
@@ -467,7 +467,7 @@ def _transform(batch: torch.Tensor, settings: _Settings, first: int) -> torch.Te
     if settings.do_normalize:
         std = torch.tensor(settings.image_std, dtype=torch.float64)
         scale, shift = scale / std, -torch.tensor(settings.image_mean, dtype=torch.float64) / std
-    return values.mul_(_per_band(scale, values)).add_(_per_band(shift, values)).contiguous()
+    return values.mul_(_per_band(scale, values)).add_(_per_band(shift, values))
 
 
 def _per_band(numbers: Any, like: torch.Tensor) -> torch.Tensor:
@@ -536,6 +536,7 @@ def _check_scale(values: torch.Tensor, dtype: torch.dtype, settings: _Settings) 
     average = torch.linalg.vector_norm(values, ord=1, dim=(0, 2, 3)).cpu() * settings.factor / size
     low, high = (torch.stack(ends).cpu() for ends in _extremes(values))
     _check_eight_bit(high.max().item(), dtype, settings)
+    # Bands around zero (anomalies, displacements) may fall far below it; only positive quantities are held to it.
     _check_negative(low * settings.factor, usual, mean > 0.5 * std, settings)
     _check_average(average, usual, settings)
     if dtype.is_floating_point:
@@ -601,10 +602,10 @@ def _check_negative(low: torch.Tensor, usual: torch.Tensor, positive: torch.Tens
 
 def _check_small(values: torch.Tensor, peak: torch.Tensor, usual: torch.Tensor, settings: _Settings) -> None:
     """Refuse floats that were brought to 0..1 (or normalised) before and would be rescaled again."""
-    if not 0 < peak.max() or not bool((peak < TOO_SMALL * usual).all()):
+    if not bool((peak < TOO_SMALL * usual).all()):
         return
     if bool((values == values.round()).all()):
-        return  # whole numbers stored as floats: a dark 8-bit picture, not one in 0..1
+        return  # whole numbers stored as floats: an empty or dark 8-bit picture, not one in 0..1
     message = (
         f"images peak at {peak.max():.3g} in units after rescaling but the model's statistics expect about "
         f"{usual.max():.3g}"
@@ -615,3 +616,6 @@ def _check_small(values: torch.Tensor, peak: torch.Tensor, usual: torch.Tensor, 
         )
     # Without rescaling a nearly black tile looks the same, so this one is only said.
     logger.warning_once(f"{message}; check that image_mean and image_std are in the images' unit.")
+
+
+GFMImageProcessor.register_for_auto_class()

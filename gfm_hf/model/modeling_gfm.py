@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -78,7 +78,7 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
         if isinstance(module, (nn.Conv2d, Projection)):
             bound = module.weight[0].numel() ** -0.5
             init.uniform_(module.weight, -bound, bound)
-            init.uniform_(module.bias, -bound, bound)
+            init.uniform_(cast(torch.Tensor, module.bias), -bound, bound)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=std)
             if module.bias is not None:
@@ -133,21 +133,21 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
         cls, name_or_path: Any, donor_config: PreTrainedConfig, config: Any, *model_args: Any, **kwargs: Any
     ) -> Any:
         """Load the stored weights in their own geometry, then fit them into a new model."""
-        from_stock = donor_config.model_type == "swin"
         ignore_mismatched_sizes = kwargs.pop("ignore_mismatched_sizes", False)
         wants_info = kwargs.pop("output_loading_info", False)
-        donor_class, extra = (SwinModel, {"use_mask_token": True}) if from_stock else (cls, {})
-        donor, info = donor_class.from_pretrained(
-            name_or_path, config=donor_config, output_loading_info=True, **extra, **kwargs
-        )
+        arguments: dict[str, Any] = {"config": donor_config, "output_loading_info": True, **kwargs}
+        donor_class: Any = cls
+        if donor_config.model_type == "swin":
+            donor_class, arguments["use_mask_token"] = SwinModel, True
+        donor, info = donor_class.from_pretrained(name_or_path, **arguments)
         found = {name: value for name, value in donor.state_dict().items() if name not in info["missing_keys"]}
-        if from_stock and cls.base_model_prefix != "" and not issubclass(cls, SwinModel):
+        if isinstance(donor, SwinModel) and not issubclass(cls, SwinModel):
             found = {f"{cls.base_model_prefix}.{name}": value for name, value in found.items()}
 
         config._attn_implementation = donor.config._attn_implementation
         model = cls(config, *model_args).to(donor.device, donor.dtype)
-        source_rgb = (0, 1, 2) if from_stock and donor_config.num_channels == 3 else None
-        fitted = fit_state_dict(found, model, getattr(donor_config, "rgb_channels", source_rgb))
+        stock_rgb = (0, 1, 2) if donor_config.num_channels == 3 else None
+        fitted = fit_state_dict(found, model, getattr(donor_config, "rgb_channels", stock_rgb))
         mismatched = []
         if ignore_mismatched_sizes:
             shapes = {name: value.shape for name, value in model.state_dict().items()}
@@ -158,7 +158,12 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
         if missing:
             logger.warning(f"Not in {name_or_path}, newly initialised: {', '.join(sorted(missing))}.")
         model.name_or_path = str(name_or_path)
-        info = {**info, "missing_keys": set(missing), "unexpected_keys": set(unexpected), "mismatched_keys": mismatched}
+        info = {
+            **info,
+            "missing_keys": set(missing),
+            "unexpected_keys": set(unexpected),
+            "mismatched_keys": mismatched,
+        }
         return (model.eval(), info) if wants_info else model.eval()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -279,7 +284,7 @@ class GFMBackbone(BackboneMixin, GFMPreTrainedModel):
         )
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         maps = tuple(to_map(output, output_size) for output, output_size in outputs) if wanted else None
-        return BackboneOutput(feature_maps=feature_maps, hidden_states=maps)
+        return BackboneOutput(feature_maps=cast(Any, feature_maps), hidden_states=cast(Any, maps))
 
 
 class GFMForPreTraining(GFMPreTrainedModel):
@@ -294,7 +299,7 @@ class GFMForPreTraining(GFMPreTrainedModel):
         super().__init__(config)
         self.swin = GFMModel(config, add_pooling_layer=False)
         self.decoder = PixelDecoder(config.hidden_size, config.num_channels, config.encoder_stride)
-        student_sizes = [config.stage_hidden_sizes[stage] for stage in config.distillation_stages]
+        student_sizes = [config.stage_hidden_sizes[stage] for stage in config.distillation_stages or ()]
         self.projector = FeatureProjector(student_sizes, config.teacher_hidden_sizes or student_sizes)
         self.post_init()
 
@@ -349,7 +354,7 @@ class GFMForPreTraining(GFMPreTrainedModel):
     ) -> torch.Tensor:
         if isinstance(teacher_features, torch.Tensor):
             teacher_features = [teacher_features]
-        distilled = list(self.config.distillation_stages)
+        distilled = list(self.config.distillation_stages or ())
         if len(teacher_features) != len(distilled):
             raise ValueError(
                 f"teacher_features has {len(teacher_features)} tensors but the model distils stages {distilled}; give "

@@ -16,9 +16,9 @@ take part in attention, as they did when released checkpoints were trained at od
 Dimensions: B batch, L tokens of a map, D channels, W windows of a map, A tokens of a window (its area), N heads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -70,6 +70,7 @@ def embed_pixels(
     """Cut the image into patches, hide the masked ones.
 
     Args:
+        swin: Owner of the modules and weights.
         pixel_values: (B, C, H, W); rows and columns are padded with zeros to whole patches.
         bool_masked_pos: (B, L) or (B, h, w) bool, True = hidden: those tokens become the learned mask token.
 
@@ -86,7 +87,8 @@ def embed_pixels(
             f"{swin.config.num_channels}, height, width); select bands by name in the processor (bands=[...]) or load "
             "the model with another num_channels."
         )
-    tokens, size = embeddings.patch_embeddings(pixel_values)
+    patches = embeddings.patch_embeddings
+    tokens, size = patches(pixel_values.to(patches.projection.weight.dtype))
     tokens = embeddings.norm(tokens)
     if bool_masked_pos is not None:
         hidden = bool_masked_pos.flatten(1)
@@ -104,10 +106,13 @@ def embed_pixels(
     return embeddings.dropout(tokens), size
 
 
-def run_stages(swin: SwinModel, tokens: torch.Tensor, size: MapSize, last_stage: int | None = None) -> list[StageOutput]:
+def run_stages(
+    swin: SwinModel, tokens: torch.Tensor, size: MapSize, last_stage: int | None = None
+) -> list[StageOutput]:
     """Run the encoder's stages one after the other.
 
     Args:
+        swin: Owner of the modules and weights.
         tokens: (B, L, D) from `embed_pixels`.
         size: Rows and columns of the token map.
         last_stage: Stop after this stage, 1-based; by default run all.
@@ -116,7 +121,7 @@ def run_stages(swin: SwinModel, tokens: torch.Tensor, size: MapSize, last_stage:
         One `StageOutput` a stage. `hidden_states` of stage i is what stock Swin calls `hidden_states[i]`.
     """
     outputs = []
-    for stage in swin.encoder.layers[:last_stage]:
+    for stage in cast(Iterable[Any], swin.encoder.layers[:last_stage]):
         for index, block in enumerate(stage.blocks):
             window = block.attention.relative_position_bias.window_size[0]
             plan = window_plan(size, window, shifted=index % 2 == 1, device=tokens.device)
@@ -137,6 +142,7 @@ def window_plan(size: MapSize, window: int, shifted: bool, device: torch.device)
         window: Configured tokens a side of a window; shrinks to the map's shorter side.
         shifted: Whether the block is one of those that shift by half a window. Where the window covers the map's
             shorter side nothing is shifted.
+        device: Where the indices live.
     """
     arguments = (*size, window, shifted and min(size) > window, device)
     # A traced program must own its constants: a traced tensor kept here would leak into later calls.
@@ -199,7 +205,7 @@ def _by_window(grid: torch.Tensor, window: int) -> torch.Tensor:
 
 def _run_block(block: SwinLayer, tokens: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
     if block.gradient_checkpointing and block.training:
-        return block._gradient_checkpointing_func(_block_forward, block, tokens, plan)
+        return cast(Any, block)._gradient_checkpointing_func(_block_forward, block, tokens, plan)
     return _block_forward(block, tokens, plan)
 
 
@@ -250,12 +256,12 @@ class _Rearrange(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, tokens: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:  # noqa: ANN001
+    def forward(ctx: Any, tokens: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(index, inverse)
         return _gather(tokens, index, len(inverse))
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # noqa: ANN001
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         index, inverse = ctx.saved_tensors
         return _gather(gradient, inverse, len(index)), None, None
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 
 TABLE = "relative_position_bias_table"
@@ -14,7 +14,7 @@ DECODER_BIAS = "decoder.0.bias"
 
 
 def fit_state_dict(
-    state_dict: dict[str, torch.Tensor], model: nn.Module, source_rgb: tuple[int, ...] | None = None
+    state_dict: dict[str, torch.Tensor], model: PreTrainedModel, source_rgb: tuple[int, ...] | None = None
 ) -> dict[str, torch.Tensor]:
     """Return the state dict with every tensor resized whose shape tells of another window or band count.
 
@@ -122,12 +122,12 @@ def _require_rgb(rgb: tuple[int, ...] | None, bands: int, which: str) -> list[in
     return list(rgb)
 
 
-def _target_rgb(model: nn.Module) -> tuple[int, ...] | None:
+def _target_rgb(model: PreTrainedModel) -> tuple[int, ...] | None:
     rgb = model.config.rgb_channels
     return None if rgb is None else tuple(rgb)
 
 
-def _bands_of(decoder_tensor: torch.Tensor, model: nn.Module) -> int:
+def _bands_of(decoder_tensor: torch.Tensor, model: PreTrainedModel) -> int:
     return decoder_tensor.shape[0] // model.config.encoder_stride**2
 
 

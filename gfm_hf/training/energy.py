@@ -50,7 +50,9 @@ class EnergyMeter:
 
 def _start_codecarbon(country: str) -> Any:
     if importlib.util.find_spec("codecarbon") is None:
-        raise ValueError("--country_iso_code needs codecarbon; run `pip install gfm-hf[energy]` or leave the flag out.")
+        raise ValueError(
+            "--country_iso_code needs codecarbon; run `pip install gfm-hf[energy]` or leave the flag out."
+        )
     from codecarbon import OfflineEmissionsTracker
 
     tracker = OfflineEmissionsTracker(country_iso_code=country, save_to_file=False, log_level="error")

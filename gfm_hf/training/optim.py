@@ -13,12 +13,15 @@ POSITION_TABLE = "relative_position_bias_table"
 UNDECAYED = ("mask_token", "position_embeddings")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, decay_position_tables: bool = False) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decay_position_tables: bool = False
+) -> list[dict[str, Any]]:
     """Split the trainable parameters into decayed and undecayed ones.
 
     Vectors (biases, norms), the mask token, position embeddings and position tables are not decayed.
 
     Args:
+        model: Any model with transformers' Swin inside.
         weight_decay: Decay of the first group.
         decay_position_tables: Decay the position tables as well. The authors' pretraining does, because the keyword
             that should exempt them never matches; their fine-tuning does not.
@@ -27,7 +30,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_position_table
         Two groups with `params` and `weight_decay`, decayed first, each in `named_parameters()` order.
     """
     exempt = UNDECAYED if decay_position_tables else (*UNDECAYED, POSITION_TABLE)
-    decayed, undecayed = [], []
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             keep = parameter.ndim <= 1 or name.rpartition(".")[2] in exempt

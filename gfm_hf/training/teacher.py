@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, SwinModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, SwinModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -34,7 +34,7 @@ class GFMTeacher:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         stages: Sequence[int],
         image_size: int | None,
         rgb_channels: Sequence[int] | None = None,
@@ -70,6 +70,7 @@ class GFMTeacher:
         """Load any vision model of the Hub, or of a folder, as a teacher.
 
         Args:
+            pretrained_model_name_or_path: Hub id or folder.
             stages: Distilled stages, 1-based.
             image_size: Side in pixels the teacher works at; by default its own configuration's.
             rgb_channels: Indices of red, green and blue among the student's bands; None where the student has just
@@ -160,7 +161,9 @@ class GFMTeacher:
         seen: dict[int, torch.Tensor] = {}
         hooks = [
             self._layers[stage - 1].register_forward_hook(
-                lambda _, __, output, stage=stage: seen.update({stage: output[0] if isinstance(output, tuple) else output})
+                lambda _, __, output, stage=stage: seen.update(
+                    {stage: output[0] if isinstance(output, tuple) else output}
+                )
             )
             for stage in set(self.stages)
         ]
@@ -173,7 +176,7 @@ class GFMTeacher:
         return [_pool(seen[stage], patch_tokens) for stage in self.stages]
 
 
-def _cut_behind(model: nn.Module, last: int, name: str) -> nn.ModuleList:
+def _cut_behind(model: PreTrainedModel, last: int, name: str) -> nn.ModuleList:
     """Drop every layer behind stage `last`; returns the list that is left."""
     owner, attribute = _find_layers(model, name)
     layers = getattr(owner, attribute)
@@ -182,20 +185,16 @@ def _cut_behind(model: nn.Module, last: int, name: str) -> nn.ModuleList:
             f"The teacher {name} has stages 1 to {len(layers)} but stage {last} was asked for; choose "
             "distillation_stages it has."
         )
-    # Swin's stage ends with its merging, so what follows can go. The final norm stays: a stage's output is taken
-    # before it, and other models insist on having one.
     setattr(owner, attribute, layers[:last])
-    if isinstance(model, SwinModel):
-        model.layernorm = nn.Identity()
     return getattr(owner, attribute)
 
 
-def _find_layers(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+def _find_layers(model: PreTrainedModel, name: str) -> tuple[nn.Module, str]:
     """The module list that holds the model's stages: the outermost one, as long as its configuration says."""
     config = model.config
     expected = {getattr(config, "num_hidden_layers", None), len(getattr(config, "depths", None) or ())}
-    lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
-    fitting = [path for path in lists if len(model.get_submodule(path)) in expected]
+    lists = {path: len(module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    fitting = [path for path, length in lists.items() if length > 1 and length in expected]
     if not fitting:
         raise ValueError(
             f"No list of {sorted(size for size in expected if size)} layers was found in the teacher {name} "
@@ -238,5 +237,7 @@ def _between_normalisations(
     """Scale and shift, (1, 3, 1, 1) each, from one normalisation to another; None where they agree."""
     if list(mean) == list(own_mean) and list(std) == list(own_std):
         return None
-    mean, std, own_mean, own_std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std, own_mean, own_std))
-    return std / own_std, (mean - own_mean) / own_std
+    old_mean, old_std, new_mean, new_std = (
+        torch.tensor(part).view(1, 3, 1, 1) for part in (mean, std, own_mean, own_std)
+    )
+    return old_std / new_std, (old_mean - new_mean) / new_std

@@ -21,6 +21,7 @@ def processor(images, input_data_format, do_resize, return_tensors):
     """The contract of the model's processor: stack and normalise."""
     assert (input_data_format, do_resize, return_tensors) == ("channels_first", False, "pt")
     pixels = np.stack(images).astype(np.float32)
+    assert np.isfinite(pixels).all()
     return SimpleNamespace(pixel_values=torch.from_numpy(pixels * np.float32(20.0) - 1))
 
 

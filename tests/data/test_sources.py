@@ -1,4 +1,6 @@
 import io
+import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gfm_hf.data import sources
-from gfm_hf.data.sources import ImageStream, ImageTable, Record, UnreadableImageError, decode, open_images
+from gfm_hf.data.sources import ImageStream, ImageTable, Record, UnreadableImageError, decode, hold_out, open_images
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
@@ -98,6 +100,15 @@ def test_folder_fingerprint_follows_names_and_sizes_only(folder, tmp_path):
     resized = open_images(train_dir=moved).fingerprint
     (moved / "b.png").rename(moved / "bb.png")
     assert len({first, resized, open_images(train_dir=moved).fingerprint}) == 3
+
+
+def test_folder_accepts_names_that_are_no_text(tmp_path):
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).write_bytes(encode(pixels_of(0)))
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    table = open_images(train_dir=tmp_path)
+    assert len(table.fingerprint) == 64 and decode(table[0]).mode == "RGB"
 
 
 def test_folder_links_are_followed_once(folder):
@@ -209,6 +220,35 @@ def test_stream_counts_records_and_keeps_its_fingerprint(parquet):
     assert stream.fingerprint != open_images(train_parquet=parquet[:1], streaming=True).fingerprint
 
 
+# Setting images aside
+
+
+def numbered(length):
+    return ImageTable(length, lambda i: Record(i, str(i)), "digest", f"{length} images")
+
+
+@pytest.mark.parametrize("length, count, taken", [(100, 7, 7), (100, 50, 10), (5, 3, 1), (5, 0, 0)])
+def test_hold_out_takes_each_image_to_one_side(length, count, taken):
+    rest, held_out = hold_out(numbered(length), count, seed=0)
+    kept = [rest[i].index for i in range(len(rest))]
+    assert len(held_out) == taken
+    assert sorted(kept + [record.index for record in held_out]) == list(range(length))
+
+
+def test_hold_out_follows_the_seed_and_leaves_something():
+    draws = [[record.index for record in hold_out(numbered(500), 20, seed)[1]] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    with pytest.raises(ValueError, match="leaves nothing to train on"):
+        hold_out(numbered(1), 1, seed=0)
+
+
+def test_hold_out_of_a_stream_takes_its_first_records(parquet):
+    stream = open_images(train_parquet=parquet, streaming=True)
+    rest, held_out = hold_out(stream, 3, seed=0)
+    assert rest is stream
+    assert held_out == list(stream.records(0))[:3]
+
+
 # Decoding pictures
 
 
@@ -222,7 +262,7 @@ def test_eight_bit_pictures_become_rgb(mode):
 
 def test_cmyk_and_premultiplied_alpha_become_rgb():
     assert read(encode(Image.fromarray(pixels_of(0)).convert("CMYK"), "JPEG")).mode == "RGB"
-    assert sources._to_rgb(Image.new("RGBa", (3, 3))).mode == "RGB"
+    assert sources._to_rgb(Image.new("La", (3, 3))).mode == "RGB"
 
 
 def test_exif_orientation_is_applied():
@@ -265,8 +305,6 @@ def test_too_many_pixels_are_refused(monkeypatch):
 
 
 def test_error_survives_a_trip_between_processes():
-    import pickle
-
     error = pickle.loads(pickle.dumps(UnreadableImageError("a.png", "zero bytes")))
     assert (error.name, error.reason, str(error)) == ("a.png", "zero bytes", "image a.png cannot be read: zero bytes")
 

@@ -92,8 +92,9 @@ def test_integers_are_rounded_not_cut_off():
     assert (cut(checker, (0, 0, 16, 16), 4)[0, 1:-1, 1:-1] == 2).all()  # the mean is 1.5
 
 
-def test_uint16_extreme_survives_resizing():
-    assert (cut(np.full((9, 7, 2), 65535, dtype=np.uint16), (0, 0, 9, 7), 31) == 65535).all()
+@pytest.mark.parametrize("value, dtype", [(65535, np.uint16), (2**24 + 1, np.uint32), (2**24 + 1, np.float64)])
+def test_extreme_values_survive_resizing(value, dtype):
+    assert np.allclose(cut(np.full((9, 7, 2), value, dtype=dtype), (0, 0, 9, 7), 31), value, rtol=1e-12, atol=0)
 
 
 def test_cut_at_own_size_is_the_crop_and_ignores_what_lies_outside():

@@ -500,7 +500,9 @@ def train(
     energy = EnergyMeter(accelerator.num_processes, args.country_iso_code, progress.get("energy"))
     scores = progress.get("scores", {})
     meter = StepMeter(accelerator)
-    bar = tqdm(total=total, initial=progress["step"], disable=not accelerator.is_main_process, unit="step")
+    bar = tqdm(
+        total=total, initial=progress["step"], disable=not accelerator.is_main_process, unit="step", mininterval=1
+    )
     model.train()
     batches = iter(loader)
     for step in range(progress["step"], total):

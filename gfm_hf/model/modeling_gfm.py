@@ -62,6 +62,8 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
     config: GFMConfig
     # transformers' own prefix: stock Swin classes find the trunk in a GFM checkpoint.
     base_model_prefix = "swin"
+    # An encoder taken out of a pretraining checkpoint leaves these behind by design.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projector\."]
     # The trunk collects its outputs itself; hooks on modules that never run as a whole would see nothing.
     _can_record_outputs: dict[str, Any] = {}
 

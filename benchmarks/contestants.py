@@ -5,6 +5,7 @@ is a family with a precision and a teacher.
 """
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -243,9 +244,7 @@ def _autocast(batch: Batch, variant: Variant) -> torch.autocast:
 
 def _teacher(network: SwinModel, dtype: str) -> GFMTeacher:
     """A teacher with a copy of the network's weights."""
-    copy = SwinModel(network.config, add_pooling_layer=False)
-    copy.load_state_dict(network.state_dict())
-    return GFMTeacher(copy.to(getattr(torch, dtype)), [3], network.config.image_size)
+    return GFMTeacher(deepcopy(network).to(getattr(torch, dtype)), [3], network.config.image_size)
 
 
 def _by_axes(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:

@@ -30,15 +30,11 @@ from gfm_hf.data.collators import PretrainingCollator, PretrainingSamples
 from gfm_hf.data.plan import EpochPlan
 from gfm_hf.data.sources import ImageTable, Record, hold_out, open_images
 from gfm_hf.hub import model_card, push_folder
-from gfm_hf.model.losses_gfm import pixel_mask
 from gfm_hf.training.energy import EnergyMeter
 from gfm_hf.training.meters import StepMeter, UnreadableImages
 from gfm_hf.training.optim import CosineSchedule, parameter_groups, scale_learning_rate, set_learning_rate
-from gfm_hf.training.panels import reconstruction_panel
+from gfm_hf.training.panels import pretraining_panel
 from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, user_input
-
-
-PANEL_ROWS = 6
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -279,7 +275,7 @@ def evaluate(
         outputs = model(pixel_values, masks, teacher(pixel_values) if teacher else None)
         row[:] = outputs.reconstruction_loss.item(), outputs.distillation_loss.item() if teacher else 0.0
         if batch is batches[0]:
-            panel = draw_panel(model.config, processor, pixel_values, outputs.reconstruction, masks)
+            panel = pretraining_panel(model.config, processor, pixel_values, masks, outputs.reconstruction)
     model.train()
     sizes = [len(batch["pixel_values"]) for batch in batches]
     reconstruction, distillation = np.average(terms, axis=0, weights=sizes)
@@ -289,22 +285,6 @@ def evaluate(
         "eval_distillation_loss": distillation,
     }
     return scores, panel
-
-
-def draw_panel(
-    config: GFMConfig,
-    processor: GFMImageProcessor,
-    pixel_values: torch.Tensor,
-    reconstruction: torch.Tensor,
-    masks: torch.Tensor,
-) -> Image.Image:
-    """Input, masked input and reconstruction of the first images, in natural colours where the bands allow it."""
-    channels = list(config.rgb_channels or [0] * 3)
-    side = config.image_size // config.patch_size
-    images, rebuilt = (
-        processor.denormalize(tensor[:PANEL_ROWS].float())[:, channels] for tensor in (pixel_values, reconstruction)
-    )
-    return reconstruction_panel(images, rebuilt, pixel_mask(masks[:PANEL_ROWS], (side, side), config.patch_size))
 
 
 def load_evaluation(

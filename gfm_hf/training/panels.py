@@ -1,14 +1,43 @@
 """Pictures of a run, made with Pillow alone."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from gfm_hf.model.losses_gfm import pixel_mask
+
 
 GAP_PX = 4
 CAPTION_PX = 16
+
+
+def pretraining_panel(
+    config: Any,
+    processor: Any,
+    pixel_values: torch.Tensor,
+    bool_masked_pos: torch.Tensor,
+    reconstruction: torch.Tensor,
+    rows: int = 6,
+) -> Image.Image:
+    """Panel of the first images of a pretraining batch, in natural colours where the bands allow it.
+
+    Args:
+        config: The model's configuration.
+        processor: The model's image processor, to undo the normalisation.
+        pixel_values: (B, C, H, W), normalised; whole patches.
+        bool_masked_pos: (B, N) bool, True = hidden.
+        reconstruction: (B, C, H, W) of the model's output.
+        rows: Images to show.
+    """
+    channels = list(config.rgb_channels or [0] * 3)
+    images, rebuilt = (
+        processor.denormalize(tensor[:rows].float())[:, channels] for tensor in (pixel_values, reconstruction)
+    )
+    size = (pixel_values.shape[2] // config.patch_size, pixel_values.shape[3] // config.patch_size)
+    return reconstruction_panel(images, rebuilt, pixel_mask(bool_masked_pos[:rows], size, config.patch_size))
 
 
 def reconstruction_panel(

@@ -37,6 +37,13 @@ from gfm_hf.training.panels import pretraining_panel
 from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, user_input
 
 
+def positive(text: str) -> int:
+    """Read a whole number that has to be 1 or more."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,7 +59,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--streaming", action="store_true", help="read the data set as a stream; needs --max_train_steps"
     )
     data.add_argument("--cache_dir")
-    data.add_argument("--num_eval_images", type=int, default=64, help="images held out of training for evaluation")
+    data.add_argument(
+        "--num_eval_images", type=positive, default=64, help="images held out of training for evaluation"
+    )
     data.add_argument("--dataloader_num_workers", type=int, default=2)
 
     bands = parser.add_argument_group("bands (default: red, green, blue in 8 bits)")
@@ -80,10 +89,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--gradient_checkpointing", action="store_true")
 
     optimisation = parser.add_argument_group("optimisation (METHOD: AdamW, warm-up, cosine)")
-    optimisation.add_argument("--per_device_train_batch_size", type=int, default=128)
-    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1)
-    optimisation.add_argument("--num_train_epochs", type=int, default=100)
-    optimisation.add_argument("--max_train_steps", type=int)
+    optimisation.add_argument("--per_device_train_batch_size", type=positive, default=128)
+    optimisation.add_argument("--gradient_accumulation_steps", type=positive, default=1)
+    optimisation.add_argument("--num_train_epochs", type=positive, default=100)
+    optimisation.add_argument("--max_train_steps", type=positive)
     optimisation.add_argument("--learning_rate", type=float, default=2e-4, help="for a global batch of 512; scaled")
     optimisation.add_argument("--warmup_learning_rate", type=float, default=1e-6, help="scaled likewise")
     optimisation.add_argument("--min_learning_rate", type=float, default=1e-5, help="scaled likewise")
@@ -101,10 +110,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", required=True)
-    run.add_argument("--logging_steps", type=int, default=10)
-    run.add_argument("--eval_steps", type=int, default=500)
-    run.add_argument("--checkpointing_steps", type=int, default=500)
-    run.add_argument("--checkpoints_total_limit", type=int, default=2)
+    run.add_argument("--logging_steps", type=positive, default=10)
+    run.add_argument("--eval_steps", type=positive, default=500)
+    run.add_argument("--checkpointing_steps", type=positive, default=500)
+    run.add_argument("--checkpoints_total_limit", type=positive, default=2)
     run.add_argument("--resume_from_checkpoint", help='a checkpoint folder, or "latest"')
     run.add_argument("--report_to", help="tracker of Accelerate, such as tensorboard, wandb or trackio")
     run.add_argument("--country_iso_code", help="grid for codecarbon, such as USA; default: the paper's formula")
@@ -138,6 +147,10 @@ def build_teacher(args: argparse.Namespace, config: GFMConfig, device: torch.dev
 
 def build_config(args: argparse.Namespace) -> GFMConfig:
     """The student: --config_name, or the teacher's architecture, with the flags on top."""
+    for flag in ("teacher", "config_name"):
+        name = getattr(args, flag)
+        if name and (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).exists():
+            raise InputError(f"--{flag} {name} does not exist; check the path, or give a model's name on the Hub.")
     overrides: dict[str, Any] = {
         name: getattr(args, name)
         for name in ("image_size", "window_size", "mask_patch_size", "mask_ratio", "distillation_weight", "gsd")
@@ -145,7 +158,8 @@ def build_config(args: argparse.Namespace) -> GFMConfig:
     }
     if args.band_names or args.image_mean:
         overrides["num_channels"] = len(args.band_names or args.image_mean)
-    overrides["band_names"] = tuple(args.band_names) if args.band_names else None
+    if args.band_names:
+        overrides["band_names"] = tuple(args.band_names)
     if args.rgb_channels:
         overrides["rgb_channels"] = tuple(args.rgb_channels)
     # Without a teacher a projector would be parameters that nothing trains.
@@ -197,23 +211,37 @@ def build_schedule(args: argparse.Namespace, plan: EpochPlan) -> CosineSchedule:
 
 
 def check_window(config: GFMConfig) -> None:
-    """Refuse crops whose maps the window does not divide: padding would take part in training."""
-    side = config.image_size // config.patch_size
-    maps = [side // 2**stage for stage in range(len(config.depths))]
-    bad = [size for size in maps if size > config.window_size and size % config.window_size]
-    if config.image_size % (config.patch_size * 2 ** (len(config.depths) - 1)) or bad:
-        fitting = [window for window in range(4, 13) if all(size <= window or size % window == 0 for size in maps)]
+    """Refuse crops whose maps the stages or the window do not divide: padding would take part in training."""
+    unit = config.patch_size * 2 ** (len(config.depths) - 1)
+    if config.image_size % unit:
+        sizes = [size for size in (config.image_size // unit * unit, (config.image_size // unit + 1) * unit) if size]
+        raise InputError(
+            f"--image_size {config.image_size} is no multiple of {unit} px, the side of the last stage's tokens; use "
+            f"{' or '.join(map(str, sizes))}."
+        )
+    maps = [config.image_size // config.patch_size // 2**stage for stage in range(len(config.depths))]
+
+    def fits(window: int) -> bool:
+        return all(size <= window or size % window == 0 for size in maps)
+
+    if not fits(config.window_size):
+        windows = [window for window in range(4, 13) if fits(window)]
+        advice = f"--window_size {windows[0]}" if windows else f"--image_size {config.window_size * unit}"
         raise InputError(
             f"--image_size {config.image_size} gives maps of {maps} tokens a side, which --window_size "
-            f"{config.window_size} does not divide; "
-            + (f"use --window_size {fitting[0]}" if fitting else f"use --image_size {config.window_size * 32}")
-            + "."
+            f"{config.window_size} does not divide; use {advice}."
         )
 
 
 def band_statistics(args: argparse.Namespace, config: GFMConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per band; ImageNet's for red, green and blue."""
-    if args.image_mean and args.image_std:
+    given = [len(values) for values in (args.image_mean, args.image_std) if values]
+    if given and given != [config.num_channels] * 2:
+        raise InputError(
+            f"--image_mean has {len(args.image_mean or [])} and --image_std {len(args.image_std or [])} numbers but the "
+            f"student has {config.num_channels} bands; pass both, one number per band."
+        )
+    if given:
         return args.image_mean, args.image_std
     if config.num_channels == 3:
         return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
@@ -229,7 +257,13 @@ def build_model(args: argparse.Namespace, config: GFMConfig, teacher: GFMTeacher
     if args.student_init == "teacher":
         if not args.teacher:
             raise InputError("--student_init teacher needs a --teacher whose weights to start from.")
-        model = GFMForPreTraining.from_pretrained(args.teacher, config=config, revision=args.teacher_revision)
+        origin = {"revision": args.teacher_revision, "cache_dir": args.cache_dir}
+        kind = AutoConfig.from_pretrained(args.teacher, **origin).model_type
+        if kind not in ("swin", "gfm"):
+            raise InputError(
+                f"--student_init teacher needs a Swin teacher but {args.teacher} is a {kind} model; leave it out."
+            )
+        model = GFMForPreTraining.from_pretrained(args.teacher, config=config, **origin)
         model.train()
     else:
         model = GFMForPreTraining(config)
@@ -338,6 +372,7 @@ def push(folder: RunFolder, repo_id: str, token: str | None) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Set up and train."""
     args = parse_args(argv)
+    arguments = {name: value for name, value in vars(args).items() if name != "hub_token"}
     with user_input():
         accelerator = Accelerator(
             mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output_dir
@@ -347,8 +382,8 @@ def main(argv: list[str] | None = None) -> None:
     resume_from = folder.checkpoint_to_resume(args.resume_from_checkpoint)
 
     # Images, teacher, student
-    set_seed(args.seed)
     with user_input():
+        set_seed(args.seed)
         images = open_images(
             dataset_name=args.dataset_name,
             dataset_config_name=args.dataset_config_name,
@@ -394,6 +429,8 @@ def main(argv: list[str] | None = None) -> None:
         num_workers=args.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=ignore_signals,
+        # Its own: the global generator, which a resumed run restores, belongs to the model.
+        generator=torch.Generator().manual_seed(args.seed),
     )
 
     # Optimiser and schedule
@@ -412,13 +449,14 @@ def main(argv: list[str] | None = None) -> None:
     progress: dict[str, Any] = {"step": 0, "epoch": 0, "step_in_epoch": 0, "images": 0, "unreadable": {}, "run": run}
     if resume_from:
         progress = folder.load_checkpoint(resume_from, run)
+    folder.cut_log(progress["step"])
     plan.epoch_start, plan.step_start = progress["epoch"], progress["step_in_epoch"]
     if accelerator.is_main_process:
         count = sum(parameter.numel() for parameter in model.parameters())
         print(f"{images.description}; student with {count:,} parameters on {accelerator.device}")
         print(f"steps {progress['step']} to {schedule.total_steps}, {plan.global_batch_size} images each")
     if args.report_to:
-        accelerator.init_trackers("gfm-pretraining", {name: str(value) for name, value in vars(args).items()})
+        accelerator.init_trackers("gfm-pretraining", {name: str(value) for name, value in arguments.items()})
 
     progress, scores = train(
         args,
@@ -435,16 +473,16 @@ def main(argv: list[str] | None = None) -> None:
         stop,
         progress,
     )
-    accelerator.end_training()
     if progress["step"] < schedule.total_steps:
         if accelerator.is_main_process:
             print(f"stopped at step {progress['step']}; go on with --resume_from_checkpoint latest")
+        accelerator.end_training()
         return
 
     facts = {"images": images.description, "data_fingerprint": images.fingerprint, "steps": progress["step"]}
     facts |= {"global_batch_size": plan.global_batch_size, **scores, **progress["energy"]}
     facts |= {"images_per_second": progress["images"] / (progress["energy"]["device_hours"] * 3600)}
-    results = {**facts, "unreadable": progress["unreadable"], "arguments": vars(args)}
+    results = {**facts, "unreadable": progress["unreadable"], "arguments": arguments}
     save_model(folder, accelerator.unwrap_model(model), processor, results, facts, args.hub_model_id)
     if accelerator.is_main_process:
         if args.push_to_hub:
@@ -456,6 +494,7 @@ def main(argv: list[str] | None = None) -> None:
             f"distillation {scores['eval_distillation_loss']:.4f}, {progress['energy']['energy_kwh']:.3f} kWh; "
             f"AutoModel.from_pretrained({str(folder.path)!r})"
         )
+    accelerator.end_training()
 
 
 def train(
@@ -485,55 +524,55 @@ def train(
     )
     model.train()
     batches = iter(loader)
-    for step in range(progress["step"], total):
-        rate = schedule.learning_rate(step)
-        set_learning_rate(optimizer, rate)
-        for micro_step in range(accumulation):
-            with meter.waiting(), user_input():
-                batch = next(batches)
-            unreadable.add(batch)
-            last = micro_step == accumulation - 1
-            with nullcontext() if last else accelerator.no_sync(model):
-                losses = train_step(model, teacher, batch, accelerator, accumulation)
-            meter.add(losses, images=len(batch["pixel_values"]), last=last)
-        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+    with bar:
+        for step in range(progress["step"], total):
+            rate = schedule.learning_rate(step)
+            set_learning_rate(optimizer, rate)
+            for micro_step in range(accumulation):
+                with meter.waiting(), user_input():
+                    batch = next(batches)
+                unreadable.add(batch)
+                last = micro_step == accumulation - 1
+                with nullcontext() if last else accelerator.no_sync(model):
+                    losses = train_step(model, teacher, batch, accelerator, accumulation)
+                meter.add(losses, images=len(batch["pixel_values"]), last=last)
+            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
 
-        done = step + 1
-        bar.update()
-        stopping = done == total or stop.agreed(accelerator)
-        saving = stopping or done % args.checkpointing_steps == 0
-        if done % args.logging_steps == 0 or saving:
-            record = {"step": done, "epoch": batch["epoch"], "learning_rate": rate, **meter.close()}
-            if not math.isfinite(record["loss"]):
-                raise InputError(f"The loss is {record['loss']} at step {done}; lower --learning_rate and resume.")
-            folder.log(record)
-            accelerator.log(record, step=done)
-            bar.set_postfix_str(
-                f"reconstruction {record['reconstruction_loss']:.4f}, distillation {record['distillation_loss']:.4f}, "
-                f"{record['images_per_second']:.1f} images/s"
-            )
-        if (done % args.eval_steps == 0 or done == total) and accelerator.is_main_process:
-            with meter.paused():
-                scores, panel = evaluate(accelerator.unwrap_model(model), teacher, evaluation, processor)
-            folder.log({"step": done, "epoch": batch["epoch"], **scores})
-            accelerator.log(scores, step=done)
-            folder.save_picture(panel, f"panels/step-{done:07d}.png")
-        if saving:
-            progress = progress | {
-                "step": done,
-                "epoch": batch["epoch"],
-                "step_in_epoch": batch["step"] + 1,
-                "images": progress["images"] + meter.take_images(),
-                "unreadable": unreadable.gather(),
-                "energy": energy.report(),
-                "scores": scores,
-            }
-            folder.save_checkpoint(done, progress)
-        if stopping:
-            break
-    bar.close()
+            done = step + 1
+            bar.update()
+            stopping = done == total or stop.agreed(accelerator)
+            saving = stopping or done % args.checkpointing_steps == 0
+            if done % args.logging_steps == 0 or saving:
+                record = {"step": done, "epoch": batch["epoch"], "learning_rate": rate, **meter.close()}
+                if not math.isfinite(record["loss"]):
+                    raise InputError(f"The loss is {record['loss']} at step {done}; lower --learning_rate and resume.")
+                folder.log(record)
+                accelerator.log(record, step=done)
+                bar.set_postfix_str(
+                    f"reconstruction {record['reconstruction_loss']:.4f}, distillation {record['distillation_loss']:.4f}, "
+                    f"{record['images_per_second']:.1f} images/s"
+                )
+            if (done % args.eval_steps == 0 or done == total) and accelerator.is_main_process:
+                with meter.paused():
+                    scores, panel = evaluate(accelerator.unwrap_model(model), teacher, evaluation, processor)
+                folder.log({"step": done, "epoch": batch["epoch"], **scores})
+                accelerator.log(scores, step=done)
+                folder.save_picture(panel, f"panels/step-{done:07d}.png")
+            if saving:
+                progress = progress | {
+                    "step": done,
+                    "epoch": batch["epoch"],
+                    "step_in_epoch": batch["step"] + 1,
+                    "images": progress["images"] + meter.take_images(),
+                    "unreadable": unreadable.gather(),
+                    "energy": energy.report(),
+                    "scores": scores,
+                }
+                folder.save_checkpoint(done, progress)
+            if stopping:
+                break
     return progress, scores
 
 

@@ -185,7 +185,6 @@ class RunFolder:
                 "another --output_dir."
             )
         self._accelerator.load_state(str(checkpoint))
-        self.cut_log(progress["step"])
         return progress
 
     def save_result(self, write: Callable[[Path], None]) -> None:

@@ -1,7 +1,7 @@
 """The frozen network whose features the student stays close to."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -177,20 +177,28 @@ class GFMTeacher:
 
 
 def _cut_behind(model: PreTrainedModel, last: int, name: str) -> nn.ModuleList:
-    """Drop every layer behind stage `last`; returns the list that is left."""
-    owner, attribute = _find_layers(model, name)
-    layers = getattr(owner, attribute)
+    """Drop what lies behind stage `last`: layers, final norm, pooler; returns the list of layers that is left."""
+    path = _find_layers(model, name)
+    layers = cast(nn.ModuleList, model.get_submodule(path))
     if not 1 <= last <= len(layers):
         raise ValueError(
             f"The teacher {name} has stages 1 to {len(layers)} but stage {last} was asked for; choose "
             "distillation_stages it has."
         )
-    setattr(owner, attribute, layers[:last])
-    return getattr(owner, attribute)
+    model.set_submodule(path, layers[:last])
+    owner: nn.Module = model
+    for attribute in path.split("."):
+        children = [child for child, _ in owner.named_children()]
+        for child in children[children.index(attribute) + 1 :]:
+            # Without weights it may be a rotary embedding, which runs before the layers.
+            if any(True for _ in owner.get_submodule(child).parameters()):
+                setattr(owner, child, nn.Identity())
+        owner = owner.get_submodule(attribute)
+    return cast(nn.ModuleList, owner)
 
 
-def _find_layers(model: PreTrainedModel, name: str) -> tuple[nn.Module, str]:
-    """The module list that holds the model's stages: the outermost one, as long as its configuration says."""
+def _find_layers(model: PreTrainedModel, name: str) -> str:
+    """Path of the module list that holds the model's stages: the outermost one, as long as its configuration says."""
     config = model.config
     expected = {getattr(config, "num_hidden_layers", None), len(getattr(config, "depths", None) or ())}
     lists = {path: len(module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
@@ -200,8 +208,7 @@ def _find_layers(model: PreTrainedModel, name: str) -> tuple[nn.Module, str]:
             f"No list of {sorted(size for size in expected if size)} layers was found in the teacher {name} "
             f"({type(model).__name__}); use a ViT-, Swin-, ConvNeXt- or ResNet-like model."
         )
-    owner, _, attribute = min(fitting, key=lambda path: path.count(".")).rpartition(".")
-    return model.get_submodule(owner), attribute
+    return min(fitting, key=lambda path: path.count("."))
 
 
 def _patch_tokens(config: PreTrainedConfig, size: torch.Size) -> int | None:

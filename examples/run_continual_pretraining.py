@@ -323,17 +323,21 @@ def evaluate(
 
 def load_evaluation(
     records: list[Record], samples: PretrainingSamples, collator: PretrainingCollator, batch_size: int
-) -> list[dict[str, Any]]:
-    """Decode the held-out images once; they stay in memory."""
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Decode the held-out images once, they stay in memory; also name those that cannot be read."""
     batches = [
         collator([samples[0, record] for record in records[start : start + batch_size]])
         for start in range(0, len(records), batch_size)
     ]
+    unreadable = dict(pair for batch in batches for pair in batch["unreadable"])
     readable = [batch for batch in batches if batch["loss_weight"] > 0]
     if not readable:
-        name, reason = batches[0]["unreadable"][0] if batches else ("none", "--num_eval_images is 0")
-        raise InputError(f"No image held out for evaluation can be read, the first is {name} ({reason}).")
-    return readable
+        name, reason = next(iter(unreadable.items()))
+        raise InputError(
+            f"None of the {len(unreadable)} images held out for evaluation can be read, the first is {name} ({reason}); "
+            "check the images."
+        )
+    return readable, unreadable
 
 
 def save_model(
@@ -412,7 +416,7 @@ def main(argv: list[str] | None = None) -> None:
         samples = PretrainingSamples(**geometry, seed=args.seed)
         fixed_samples = PretrainingSamples(**geometry, seed=args.seed, train=False)
         fixed_collator = PretrainingCollator(processor, fixed_samples)
-        evaluation = load_evaluation(held_out, fixed_samples, fixed_collator, args.per_device_train_batch_size)
+        evaluation, lost = load_evaluation(held_out, fixed_samples, fixed_collator, args.per_device_train_batch_size)
         plan = EpochPlan(
             training_images,
             args.per_device_train_batch_size,
@@ -446,7 +450,7 @@ def main(argv: list[str] | None = None) -> None:
         "seed": args.seed,
         "steps": schedule.total_steps,
     }
-    progress: dict[str, Any] = {"step": 0, "epoch": 0, "step_in_epoch": 0, "images": 0, "unreadable": {}, "run": run}
+    progress: dict[str, Any] = {"step": 0, "epoch": 0, "step_in_epoch": 0, "images": 0, "unreadable": lost, "run": run}
     if resume_from:
         progress = folder.load_checkpoint(resume_from, run)
     folder.cut_log(progress["step"])
@@ -481,7 +485,10 @@ def main(argv: list[str] | None = None) -> None:
 
     facts = {"images": images.description, "data_fingerprint": images.fingerprint, "steps": progress["step"]}
     facts |= {"global_batch_size": plan.global_batch_size, **scores, **progress["energy"]}
-    facts |= {"images_per_second": progress["images"] / (progress["energy"]["device_hours"] * 3600)}
+    seconds = progress["energy"]["device_hours"] * 3600 / accelerator.num_processes
+    facts |= {"images_per_second": progress["images"] / seconds}
+    if args.dataset_name and not Path(args.dataset_name).exists():
+        facts["dataset_name"] = args.dataset_name
     results = {**facts, "unreadable": progress["unreadable"], "arguments": arguments}
     save_model(folder, accelerator.unwrap_model(model), processor, results, facts, args.hub_model_id)
     if accelerator.is_main_process:

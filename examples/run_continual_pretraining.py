@@ -27,8 +27,9 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 
 from gfm_hf import GFMConfig, GFMForPreTraining, GFMImageProcessor, GFMTeacher
 from gfm_hf.data.collators import PretrainingCollator, PretrainingSamples
+from gfm_hf.data.decoding import Record
 from gfm_hf.data.plan import EpochPlan
-from gfm_hf.data.sources import ImageTable, Record, hold_out, open_images
+from gfm_hf.data.sources import ImageTable, hold_out, open_images
 from gfm_hf.hub import model_card, push_folder
 from gfm_hf.training.energy import EnergyMeter
 from gfm_hf.training.meters import StepMeter, UnreadableImages

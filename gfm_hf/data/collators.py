@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from gfm_hf.data.decoding import Record, UnreadableImageError, decode
 from gfm_hf.data.masking import expand_to_tokens, hidden_cells, mask_grid
 from gfm_hf.data.plan import SampleKey
-from gfm_hf.data.sources import Record, UnreadableImageError, decode
 from gfm_hf.data.transforms import CROP_RATIO, CROP_SCALE, centre_view, crop_and_flip
 
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from gfm_hf.data.decoding import Record
 from gfm_hf.data.seeding import ORDER_STREAM, sample_rng
-from gfm_hf.data.sources import ImageStream, ImageTable, Record
+from gfm_hf.data.sources import ImageStream, ImageTable
 
 
 class SampleKey(NamedTuple):

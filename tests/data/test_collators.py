@@ -7,9 +7,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from gfm_hf.data.collators import PretrainingCollator, PretrainingSamples
+from gfm_hf.data.decoding import Record
 from gfm_hf.data.masking import expand_to_tokens, hidden_cells
 from gfm_hf.data.plan import EpochPlan, SampleKey
-from gfm_hf.data.sources import Record, open_images
+from gfm_hf.data.sources import open_images
 from gfm_hf.data.transforms import centre_view, crop_and_flip
 
 

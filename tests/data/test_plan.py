@@ -2,8 +2,9 @@ from itertools import islice
 
 import pytest
 
+from gfm_hf.data.decoding import Record
 from gfm_hf.data.plan import EpochPlan, SampleKey
-from gfm_hf.data.sources import ImageStream, ImageTable, Record
+from gfm_hf.data.sources import ImageStream, ImageTable
 
 
 class Rows:

@@ -35,6 +35,8 @@ h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .8rem; border-top:
 .lead { color: #4a545c; margin-top: 0; }
 .missing { color: #66707a; font-size: .92rem; }
 figure { margin: 1rem 0; }
+.side-by-side { display: flex; gap: 1em; }
+.side-by-side figure { margin: 0; }
 img { max-width: 100%; height: auto; border: 1px solid #e3e7ea; }
 figcaption { color: #4a545c; font-size: .88rem; margin-top: .35rem; line-height: 1.45; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -238,7 +240,8 @@ def _panels_part(facts: Facts) -> str:
     if not panels:
         return _missing("No pictures of the reconstruction were made.")
     caption = facts.get("panel_caption", "From left to right: picture, what the student sees, what it rebuilds.")
-    return "".join(_embed(panel, "Reconstruction", caption if panel is panels[-1] else "") for panel in panels)
+    pictures = "".join(_embed(panel, "Reconstruction", "") for panel in panels)
+    return f'<div class="side-by-side">{pictures}</div><figcaption>{html.escape(caption)}</figcaption>'
 
 
 def _probe_part(facts: Facts) -> str:

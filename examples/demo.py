@@ -19,7 +19,7 @@ from demo_report import write_report
 from probe_checkpoints import load_model, markdown_table, probe_model, train_and_test
 from procedural_scenes import write_scenes
 
-from gfm_hf.training.probe import LabelledImages, open_labelled_images
+from gfm_hf.data.labelled import LabelledImages, open_labelled_images
 from gfm_hf.training.runs import InputError, command, user_input
 
 

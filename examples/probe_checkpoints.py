@@ -21,14 +21,8 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 import gfm_hf  # noqa: F401  registers GFM with the Auto classes
-from gfm_hf.training.probe import (
-    LabelledImages,
-    mean_and_spread,
-    open_labelled_images,
-    pooled_features,
-    repeat_probe,
-    stratified_split,
-)
+from gfm_hf.data.labelled import LabelledImages, open_labelled_images
+from gfm_hf.training.probe import mean_and_spread, pooled_features, repeat_probe, stratified_split
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

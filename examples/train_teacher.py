@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from transformers import SwinConfig, SwinForImageClassification, ViTImageProcessorPil
 
-from gfm_hf.training.probe import LabelledImages, open_labelled_images, stratified_split
+from gfm_hf.data.labelled import LabelledImages, open_labelled_images
+from gfm_hf.training.probe import stratified_split
 
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, R G B in 0..1: what the Hub's Swin teachers use

@@ -1,4 +1,3 @@
-import io
 import pickle
 import sys
 from pathlib import Path
@@ -10,30 +9,11 @@ from PIL import Image
 from gfm_hf.data import decoding
 from gfm_hf.data.decoding import Record, UnreadableImageError, decode
 
+from .pictures import encode, pixels_of, raster_bytes
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 ODD_FILES = Path(__file__).parents[3] / "shared" / "imagery" / "odd_files"
-
-
-def pixels_of(seed, height=12, width=10, channels=3, dtype=np.uint8, top=256):
-    return np.random.default_rng(seed).integers(0, top, (height, width, channels)).astype(dtype)
-
-
-def encode(image, kind="PNG", **options):
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def raster_bytes(pixels, **profile):
-    rasterio = pytest.importorskip("rasterio", reason="rasters need rasterio")
-    height, width, count = pixels.shape
-    profile |= {"driver": "GTiff", "height": height, "width": width, "count": count, "dtype": pixels.dtype}
-    with rasterio.MemoryFile() as memory:
-        with memory.open(**profile) as raster:
-            raster.write(pixels.transpose(2, 0, 1))
-        return memory.read()
 
 
 def read(data, **options):

@@ -1,43 +1,18 @@
-import io
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from gfm_hf.data.decoding import Record, UnreadableImageError, decode
 from gfm_hf.data.sources import ImageStream, ImageTable, hold_out, open_images
 
+from .pictures import encode, pixels_of
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 ODD_FILES = Path(__file__).parents[3] / "shared" / "imagery" / "odd_files"
-
-
-def pixels_of(seed, height=12, width=10, channels=3, dtype=np.uint8, top=256):
-    return np.random.default_rng(seed).integers(0, top, (height, width, channels)).astype(dtype)
-
-
-def encode(image, kind="PNG", **options):
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def raster_bytes(pixels, **profile):
-    rasterio = pytest.importorskip("rasterio", reason="rasters need rasterio")
-    height, width, count = pixels.shape
-    profile |= {"driver": "GTiff", "height": height, "width": width, "count": count, "dtype": pixels.dtype}
-    with rasterio.MemoryFile() as memory:
-        with memory.open(**profile) as raster:
-            raster.write(pixels.transpose(2, 0, 1))
-        return memory.read()
-
-
-def read(data, **options):
-    return decode(Record(0, "x", data=data), **options)
 
 
 @pytest.fixture

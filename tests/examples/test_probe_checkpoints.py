@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import probe_checkpoints  # noqa: E402
 from procedural_scenes import write_scenes  # noqa: E402
 
-from gfm_hf.training.probe import LabelledImages, open_labelled_images  # noqa: E402
+from gfm_hf.data.labelled import LabelledImages, open_labelled_images  # noqa: E402
 
 
 @pytest.fixture(scope="module")

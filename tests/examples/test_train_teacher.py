@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import train_teacher  # noqa: E402
 
-from gfm_hf.training.probe import LabelledImages  # noqa: E402
+from gfm_hf.data.labelled import LabelledImages  # noqa: E402
 
 
 TINY = "--image_size 32 --window_size 2 --embed_dim 8 --depths 1 1 1 --num_heads 1 2 4 --drop_path_rate 0".split()

@@ -8,6 +8,9 @@ import torch
 from gfm_hf import GFMConfig
 
 
+# More threads than the workers of a parallel test run have cores only wait for each other.
+torch.set_num_threads(1)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

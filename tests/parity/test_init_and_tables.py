@@ -82,7 +82,11 @@ def test_uniform_kinds(fresh, recorded):
 
 def test_normal_kinds(fresh, recorded):
     """Never near the two or three values of exactly -2.0 that rounding gives the authors."""
-    normal = {kind for kind, record in recorded.items() if abs(record["std"] - STD) < 1e-3 and not kind.startswith(tuple(FAN_IN))}
+    normal = {
+        kind
+        for kind, record in recorded.items()
+        if abs(record["std"] - STD) < 1e-3 and not kind.startswith(tuple(FAN_IN))
+    }
     assert len(normal) == 7
     for kind in normal:
         assert kolmogorov(fresh[kind], lambda x: torch.special.ndtr(x / STD)) < 2.5, kind

@@ -1,4 +1,7 @@
-"""Wrong forward passes give the recorded wrong numbers: the parity tests would notice and name them."""
+"""Wrong forward passes give the recorded wrong numbers: the parity tests would notice and name them.
+
+These records add the 1e-5 of the mask count in float64, the cases in float32: 2e-10 apart, below the tolerance.
+"""
 
 from copy import deepcopy
 
@@ -19,7 +22,7 @@ def right(pair: Pair, case: Case) -> Terms:
     return output.reconstruction_loss, output.distillation_loss
 
 
-def inside(pair: Pair, case: Case):
+def inside(pair: Pair, case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Reconstruction, pooled student features and teacher features of the right forward pass."""
     output = pair.model(case.pixel_values, case.mask, output_hidden_states=True)
     features = student_features(pair.model, case.pixel_values, output)
@@ -120,9 +123,7 @@ def intact(case):
 @pytest.fixture
 def pair(intact):
     """A copy to spoil."""
-    model, teacher_model, _ = copied = deepcopy(tuple(intact))
-    assert copied[2]._model is teacher_model
-    return Pair(*copied)
+    return deepcopy(intact)
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -10,7 +10,7 @@ from .authors import TABLE, assert_close, authors_name, read_json, student_confi
 
 
 RULES = ["small_warmup", "small_no_warmup", "accumulation_2", "paper_pretrain_8x128"]
-# The one length that the files do not hold; widths and depths are enough for names and sizes.
+# The records hold names and sizes, not the widths behind them.
 SHAPES = {
     "swin_t": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "swin_b": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
@@ -116,7 +116,7 @@ def pretraining_groups(parity_dir):
     return read_json(parity_dir / "layer_decay_groups.json")["pretraining_groups"]
 
 
-@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize("size", ["swin_t", "swin_b"])
 def test_groups_have_the_recorded_sizes(pretraining_groups, size):
     recorded = pretraining_groups[size]
     (decayed, undecayed), elements = grouped_names(size, decay_position_tables=True)

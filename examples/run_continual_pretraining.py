@@ -35,7 +35,7 @@ from gfm_hf.training.energy import EnergyMeter
 from gfm_hf.training.meters import StepMeter, UnreadableImages
 from gfm_hf.training.optim import CosineSchedule, parameter_groups, scale_learning_rate, set_learning_rate
 from gfm_hf.training.panels import pretraining_panel
-from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, user_input
+from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, running, user_input
 
 
 def positive(text: str) -> int:
@@ -165,8 +165,8 @@ def build_config(args: argparse.Namespace) -> GFMConfig:
         overrides["rgb_channels"] = tuple(args.rgb_channels)
     # Without a teacher a projector would be parameters that nothing trains.
     overrides["distillation_stages"] = tuple(args.distillation_stages or (3,)) if args.teacher else ()
-    if args.teacher:
-        overrides["teacher"] = {"name": args.teacher, "revision": args.teacher_revision}
+    overrides["teacher"] = {"name": args.teacher, "revision": args.teacher_revision} if args.teacher else None
+    overrides["teacher_hidden_sizes"] = None  # known once the teacher is loaded
 
     if args.config_name:
         return GFMConfig.from_pretrained(args.config_name, cache_dir=args.cache_dir, **overrides)
@@ -531,8 +531,7 @@ def train(
         total=total, initial=progress["step"], disable=not accelerator.is_main_process, unit="step", mininterval=1
     )
     model.train()
-    batches = iter(loader)
-    with bar:
+    with bar, running(loader) as batches:
         for step in range(progress["step"], total):
             rate = schedule.learning_rate(step)
             set_learning_rate(optimizer, rate)

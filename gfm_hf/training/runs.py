@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch.utils.data import DataLoader
 
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -88,6 +89,20 @@ def ignore_signals(worker: int) -> None:
     """`worker_init_fn` of a data loader: an orderly stop is the training process's business."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def running(loader: DataLoader) -> Iterator[Iterator[Any]]:
+    """Iterate over a loader and end its workers, whatever happens.
+
+    They ignore SIGTERM, with which an ending process would stop them: left alone, an error would hang for ever.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            cast(Any, batches)._shutdown_workers()
 
 
 class RunFolder:

@@ -86,7 +86,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--mask_ratio", type=float, help="share of hidden cells (0.6)")
     model.add_argument("--distillation_weight", type=float, help="the paper's alpha (1.0)")
     model.add_argument("--distillation_stages", nargs="+", type=int, help="stages whose features are distilled (3)")
-    model.add_argument("--attn_implementation", choices=["eager", "sdpa"])
+    model.add_argument("--attn_implementation", choices=["eager", "sdpa"], help="default: eager on a CPU, else sdpa")
     model.add_argument("--gradient_checkpointing", action="store_true")
 
     optimisation = parser.add_argument_group("optimisation (METHOD: AdamW, warm-up, cosine)")
@@ -252,7 +252,9 @@ def band_statistics(args: argparse.Namespace, config: GFMConfig) -> tuple[list[f
     )
 
 
-def build_model(args: argparse.Namespace, config: GFMConfig, teacher: GFMTeacher | None) -> GFMForPreTraining:
+def build_model(
+    args: argparse.Namespace, config: GFMConfig, teacher: GFMTeacher | None, device: torch.device
+) -> GFMForPreTraining:
     """The student, from a random start or from the teacher's weights."""
     config.teacher_hidden_sizes = tuple(teacher.hidden_sizes) if teacher else None
     if args.student_init == "teacher":
@@ -268,8 +270,9 @@ def build_model(args: argparse.Namespace, config: GFMConfig, teacher: GFMTeacher
         model.train()
     else:
         model = GFMForPreTraining(config)
-    if args.attn_implementation:
-        model.set_attn_implementation(args.attn_implementation)
+    # On a CPU torch's fused attention falls back to a slower path as soon as the bias needs a gradient.
+    on_cpu = device.type == "cpu"
+    model.set_attn_implementation(args.attn_implementation or ("eager" if on_cpu else "sdpa"))
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model
@@ -406,7 +409,7 @@ def main(argv: list[str] | None = None) -> None:
         check_window(config)
         teacher = build_teacher(args, config, accelerator.device)
         processor = build_processor(args, config)
-        model = build_model(args, config, teacher)
+        model = build_model(args, config, teacher, accelerator.device)
 
     # Batches: which image each process sees in which step, and how it becomes a sample
     with user_input():

@@ -229,7 +229,7 @@ def _attend(attention: SwinAttention, windows: torch.Tensor, plan: WindowPlan) -
     value = attention.v_proj(windows).view(by_head).transpose(1, 2)
 
     table = attention.relative_position_bias.relative_position_bias_table
-    bias = table[plan.table_rows].view(plan.area, plan.area, -1).permute(2, 0, 1).unsqueeze(0)
+    bias = table[plan.table_rows].view(plan.area, plan.area, -1).permute(2, 0, 1).unsqueeze(0).to(query.dtype)
     if plan.mask is not None:
         bias = (bias + plan.mask.to(bias.dtype)).repeat(windows.shape[0] // plan.windows, 1, 1, 1)
 
@@ -241,7 +241,7 @@ def _attend(attention: SwinAttention, windows: torch.Tensor, plan: WindowPlan) -
         query,
         key,
         value,
-        bias.to(query.dtype),
+        bias,
         dropout=attention.attention_dropout if attention.training else 0.0,
         scaling=attention.scaling,
     )

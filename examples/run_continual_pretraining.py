@@ -128,6 +128,11 @@ def build_teacher(args: argparse.Namespace, config: GFMConfig, device: torch.dev
     """Load the frozen teacher on the training device."""
     if not args.teacher:
         return None
+    if config.rgb_channels is None:
+        raise InputError(
+            f"The teacher looks at red, green and blue, but which of the {config.num_channels} bands these are is not "
+            "known; pass --rgb_channels or --band_names."
+        )
     dtype = GFMTeacher.fast_dtype(device) if args.teacher_dtype == "auto" else getattr(torch, args.teacher_dtype)
     mean, std = band_statistics(args, config)
     rgb = None if config.num_channels == 3 and config.rgb_channels == (0, 1, 2) else config.rgb_channels
@@ -335,6 +340,8 @@ def load_evaluation(
     ]
     unreadable = dict(pair for batch in batches for pair in batch["unreadable"])
     readable = [batch for batch in batches if batch["loss_weight"] > 0]
+    if not batches:
+        raise InputError("There is no image to hold out for evaluation; check the data set and its split.")
     if not readable:
         name, reason = next(iter(unreadable.items()))
         raise InputError(
@@ -450,6 +457,7 @@ def main(argv: list[str] | None = None) -> None:
     # Where to start
     run = {
         "images": images.fingerprint,
+        "held_out": len(held_out),
         "global_batch_size": plan.global_batch_size,
         "seed": args.seed,
         "steps": schedule.total_steps,

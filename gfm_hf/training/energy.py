@@ -37,7 +37,7 @@ class EnergyMeter:
             kwh, kg, method = hours * PAPER_DEVICE_KW, hours * PAPER_DEVICE_KW * PAPER_KG_PER_KWH, PAPER_METHOD
         else:
             self._tracker.flush()
-            emissions = self._tracker.final_emissions_data or self._tracker._prepare_emissions_data()
+            emissions = self._tracker._prepare_emissions_data()
             kwh, kg, method = emissions.energy_consumed, emissions.emissions, "codecarbon"
         before = self._earlier.get("energy_method", method)
         return {

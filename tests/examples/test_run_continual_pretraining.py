@@ -543,6 +543,7 @@ for line in sys.stdin:
     request = json.loads(line)
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
         for descriptor, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
         if request["broken"]:
@@ -654,7 +655,7 @@ def test_told_to_stop_it_saves_and_says_how_to_go_on(launcher, scenes, teacher, 
     out = tmp_path / "run"
     pid = launcher.start(out, **flags)
     wait_until(lambda: (out / "trainer_state.jsonl").exists() and len(log_lines(out)) >= 3, pid)
-    os.kill(pid, number)
+    os.killpg(pid, number)  # data workers get it too, as from a terminal or a batch system
     assert launcher.wait() == 0
     last = log(out)[-1]["step"]
     assert [path.name for path in out.glob("checkpoint-*")] == [f"checkpoint-{last}"] and last < 40 * STEPS_PER_EPOCH

@@ -2,8 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Small models on few cores: more threads than cores only spin.
-export OMP_NUM_THREADS ?= 2
+# Small models on a busy machine: more threads than free cores only wait for each other.
+export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow quality style bench

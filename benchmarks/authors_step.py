@@ -10,6 +10,7 @@ Source: GFM section 3; the released pretraining code, whose parts follow SimMIM 
 """
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import nn
@@ -156,8 +157,9 @@ class Encoder(nn.Module):
 
     def __init__(self, config: SwinConfig, use_mask_token: bool) -> None:
         super().__init__()
-        side = config.image_size // config.patch_size
-        self.patch_filters = nn.Conv2d(3, config.embed_dim, config.patch_size, stride=config.patch_size)
+        patch_size = cast(int, config.patch_size)
+        side = cast(int, config.image_size) // patch_size
+        self.patch_filters = nn.Conv2d(3, config.embed_dim, patch_size, stride=patch_size)
         self.patch_norm = nn.LayerNorm(config.embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim)) if use_mask_token else None
         last = len(config.depths) - 1
@@ -170,7 +172,7 @@ class Encoder(nn.Module):
     def forward(self, images: torch.Tensor, mask: torch.Tensor | None, last_stage: int | None) -> list[torch.Tensor]:
         """Tokens (B, L_i, D_i) after every stage up to `last_stage`, without the final norm."""
         tokens = self.patch_norm(self.patch_filters(images).flatten(2).transpose(1, 2))
-        if mask is not None:
+        if mask is not None and self.mask_token is not None:
             hidden = self.mask_token.expand(*tokens.shape[:2], -1)
             weight = mask.flatten(1).unsqueeze(-1).type_as(hidden)
             tokens = tokens * (1.0 - weight) + hidden * weight
@@ -198,7 +200,7 @@ class AuthorsStep(nn.Module):
         )
         student_size = config.stage_hidden_sizes[3]
         self.projector = nn.Linear(student_size, student_size)
-        self.teacher_size = teacher_config.image_size
+        self.teacher_size = cast(int, teacher_config.image_size)
         self.teacher = Encoder(teacher_config, use_mask_token=False)
 
     def teacher_feature(self, images: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ is a family with a precision and a teacher.
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from authors_step import AuthorsStep, authors_names
@@ -21,6 +21,7 @@ from gfm_hf.model.swin_gfm import embed_pixels, run_stages
 from gfm_hf.training.optim import parameter_groups
 
 
+TEACHER_PX = 224
 MAX_GRAD_NORM = 5.0
 # Small enough that a few dozen steps on one batch leave the weights where they are.
 LEARNING_RATE = 1e-6
@@ -73,7 +74,7 @@ VARIANTS = (
 def configs(model: str) -> tuple[GFMConfig, SwinConfig]:
     """Student (192 px, window 6) and teacher (224 px, window 7) of the same widths and depths."""
     common = {**SHAPES[model], "drop_path_rate": 0.0}
-    return GFMConfig(**common), SwinConfig(image_size=224, window_size=7, **common)
+    return GFMConfig(**common), SwinConfig(image_size=TEACHER_PX, window_size=7, **common)
 
 
 def make_batch(config: GFMConfig, size: int, device: str = "cpu") -> Batch:
@@ -114,7 +115,7 @@ class Stock:
         stock_config = SwinConfig(**{name: getattr(config, name) for name in swin_fields}, encoder_stride=32)
         self.model: nn.Module = SwinForMaskedImageModeling(stock_config)
         student_size = config.stage_hidden_sizes[3]
-        self.model.projector = nn.Linear(student_size, student_size)
+        self.projector = self.model.projector = nn.Linear(student_size, student_size)
         self.model.train().to(device)
         self.teacher = SwinModel(teacher_config, add_pooling_layer=False).requires_grad_(False).eval().to(device)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 0.05), lr=LEARNING_RATE, fused=True)
@@ -123,11 +124,13 @@ class Stock:
         """Forward of one batch."""
         images, masks = batch.pixel_values, batch.bool_masked_pos.flatten(1)
         with _autocast(batch, variant):
-            resized = nn.functional.interpolate(images, size=(224, 224), mode="bilinear", align_corners=True)
+            resized = nn.functional.interpolate(
+                images, size=(TEACHER_PX, TEACHER_PX), mode="bilinear", align_corners=True
+            )
             with torch.no_grad():
                 target = self.teacher(resized, output_hidden_states=True).hidden_states[3].mean(dim=1)
             outputs = self.model(images, bool_masked_pos=masks, output_hidden_states=True)
-            projected = self.model.projector(outputs.hidden_states[3].mean(dim=1))
+            projected = self.projector(outputs.hidden_states[3].mean(dim=1))
             return outputs.loss + feature_distillation_loss(projected, target)
 
 
@@ -229,7 +232,8 @@ def _feature_error(authors: Authors, ours: Ours, batch: Batch) -> float:
         authors.model.teacher_feature(batch.pixel_values),
         authors.model.student(batch.pixel_values, batch.bool_masked_pos, last_stage=3)[2].mean(dim=1),
     ]
-    stages = run_stages(ours.model.swin, *embed_pixels(ours.model.swin, *batch), last_stage=3)
+    swin = cast(SwinModel, ours.model.swin)
+    stages = run_stages(swin, *embed_pixels(swin, *batch), last_stage=3)
     found = [ours.teachers["float32"](batch.pixel_values)[0], stages[2].hidden_states.mean(dim=1)]
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected))
 
@@ -244,7 +248,7 @@ def _autocast(batch: Batch, variant: Variant) -> torch.autocast:
 
 def _teacher(network: SwinModel, dtype: str) -> GFMTeacher:
     """A teacher with a copy of the network's weights."""
-    return GFMTeacher(deepcopy(network).to(getattr(torch, dtype)), [3], network.config.image_size)
+    return GFMTeacher(deepcopy(network).to(getattr(torch, dtype)), [3], TEACHER_PX)
 
 
 def _by_axes(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:

@@ -14,8 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from demo_report import write_report
+from PIL import Image
 from probe_checkpoints import load_model, markdown_table, probe_model, train_and_test
 from procedural_scenes import write_scenes
 
@@ -54,16 +56,52 @@ def run_script(name: str, *arguments: object) -> None:
         raise subprocess.CalledProcessError(code, words)
 
 
+def make_room(output_dir: Path) -> None:
+    """Empty the folder of an earlier demo; any other folder that holds something is left alone."""
+    marker = output_dir / ".gfm-demo"
+    if marker.exists():
+        shutil.rmtree(output_dir)
+    elif output_dir.exists() and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir} holds files that are not the demo's; pass another --output_dir.")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
 def labelled_parts(args: argparse.Namespace, scenes: Path) -> tuple[LabelledImages, LabelledImages] | None:
     """Training and test part of the probe; None where a person's folder has no classes."""
     if args.data is None:
         parts = (open_labelled_images(scenes / part) for part in ("student", "test"))
         return next(parts), next(parts)
     try:
-        return train_and_test(open_labelled_images(args.data))
+        labelled = open_labelled_images(args.data)
+        return train_and_test(labelled.subset(readable(labelled)))
     except ValueError as error:
         print(f"no probe: {error}")
         return None
+
+
+def readable(labelled: LabelledImages) -> np.ndarray:
+    """(N,) bool, which pictures can be decoded; the pretraining run has named the others."""
+
+    def decodes(index: int) -> bool:
+        try:
+            labelled.picture(index)
+        except ValueError:
+            return False
+        return True
+
+    return np.array([decodes(index) for index in range(len(labelled))])
+
+
+def readable_pictures(paths: list[Path]) -> list[Image.Image]:
+    """The pictures that Pillow can decode."""
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(Image.open(path).convert("RGB"))
+        except OSError:
+            continue
+    return pictures
 
 
 def compare(models: dict[str, str], parts: tuple[LabelledImages, LabelledImages]) -> dict[str, dict[str, Any]]:
@@ -78,8 +116,9 @@ def main(argv: list[str] | None = None) -> None:
     scenes, teacher, student = (args.output_dir / name for name in ("scenes", "teacher", "student"))
     if args.data is not None and not args.data.is_dir():
         raise InputError(f"{args.data} is no folder; pass the folder that holds your images.")
-    for folder in (scenes, teacher, student):
-        shutil.rmtree(folder, ignore_errors=True)
+    if args.data is not None and args.output_dir.resolve() in [args.data.resolve(), *args.data.resolve().parents]:
+        raise InputError(f"{args.data} lies in --output_dir, which the demo overwrites; pass another --output_dir.")
+    make_room(args.output_dir)
     timings: dict[str, float] = {}
 
     def timed(title: str, started: float) -> None:
@@ -137,7 +176,8 @@ def main(argv: list[str] | None = None) -> None:
         }
     timed("probing", started)
 
-    shown = sorted(path for path in Path(images).rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    found = sorted(path for path in Path(images).rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    shown = readable_pictures(found[:: max(len(found) // 40, 1)][:40])
     panels = sorted((student / "panels").glob("*.png"))
     report = write_report(
         args.output_dir,
@@ -148,8 +188,8 @@ def main(argv: list[str] | None = None) -> None:
                 "features close to those of a small frozen teacher. Then it is loaded again with AutoModel, and what "
                 "its frozen features are worth is measured before and after."
             ),
-            "sample_images": shown[:: max(len(shown) // 40, 1)][:40],
-            "sample_caption": f"Some of the {len(shown)} training images.",
+            "sample_images": shown,
+            "sample_caption": f"Some of the {len(found)} training images.",
             "trainer_state": student / "trainer_state.jsonl",
             "panels": panels[:1] + panels[-1:],
             "panel_caption": "After a quarter of the steps, and at the end: input, what the student sees, what it rebuilds.",

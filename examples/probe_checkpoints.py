@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 import gfm_hf  # noqa: F401  registers GFM with the Auto classes
 from gfm_hf.data.labelled import LabelledImages, open_labelled_images
 from gfm_hf.training.probe import mean_and_spread, pooled_features, repeat_probe, stratified_split
+from gfm_hf.training.runs import command, user_input
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -172,9 +173,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     return results
 
 
+@command
+def run(argv: Sequence[str] | None = None) -> None:
+    """The script's end: exit code 2 and one sentence where the input is at fault."""
+    with user_input():
+        main(argv)
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"probe_checkpoints.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run())

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         config = model.config
         samples = PretrainingSamples(
             config.image_size, config.patch_size, config.mask_patch_size, config.mask_ratio,
-            seed=args.seed, num_channels=config.num_channels, train=False,
+            seed=args.seed, num_channels=config.num_channels, rgb_channels=config.rgb_channels, train=False,
         )  # fmt: skip
         batch = PretrainingCollator(processor, samples)([samples[0, record] for record in records])
 

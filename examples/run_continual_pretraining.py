@@ -45,6 +45,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def at_least_zero(text: str) -> float:
+    """Read a number that must not be negative."""
+    if not float(text) >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return float(text)
+
+
+def share(text: str) -> float:
+    """Read a number from 0 to 1."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,13 +90,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model = parser.add_argument_group("teacher and student")
     model.add_argument("--teacher", help="Hub id or folder; without one this is masked image modelling alone")
     model.add_argument("--teacher_revision")
-    model.add_argument("--teacher_image_size", type=int, help="default: the teacher's own")
+    model.add_argument("--teacher_image_size", type=positive, help="default: the teacher's own")
     model.add_argument("--teacher_dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     model.add_argument("--config_name", help="student's configuration; default: the teacher's architecture")
     model.add_argument("--student_init", choices=["random", "teacher"], default="random")
-    model.add_argument("--image_size", type=int, help="side of the crops in pixels (192)")
-    model.add_argument("--window_size", type=int, help="side of the attention windows in tokens (6)")
-    model.add_argument("--mask_patch_size", type=int, help="side of a mask cell in pixels (32)")
+    model.add_argument("--image_size", type=positive, help="side of the crops in pixels (192)")
+    model.add_argument("--window_size", type=positive, help="side of the attention windows in tokens (6)")
+    model.add_argument("--mask_patch_size", type=positive, help="side of a mask cell in pixels (32)")
     model.add_argument("--mask_ratio", type=float, help="share of hidden cells (0.6)")
     model.add_argument("--distillation_weight", type=float, help="the paper's alpha (1.0)")
     model.add_argument("--distillation_stages", nargs="+", type=int, help="stages whose features are distilled (3)")
@@ -94,12 +108,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     optimisation.add_argument("--gradient_accumulation_steps", type=positive, default=1)
     optimisation.add_argument("--num_train_epochs", type=positive, default=100)
     optimisation.add_argument("--max_train_steps", type=positive)
-    optimisation.add_argument("--learning_rate", type=float, default=2e-4, help="for a global batch of 512; scaled")
-    optimisation.add_argument("--warmup_learning_rate", type=float, default=1e-6, help="scaled likewise")
-    optimisation.add_argument("--min_learning_rate", type=float, default=1e-5, help="scaled likewise")
-    optimisation.add_argument("--warmup_ratio", type=float, default=0.1, help="share of the steps")
-    optimisation.add_argument("--weight_decay", type=float, default=0.05)
-    optimisation.add_argument("--max_grad_norm", type=float, default=5.0)
+    optimisation.add_argument(
+        "--learning_rate", type=at_least_zero, default=2e-4, help="for a global batch of 512; scaled"
+    )
+    optimisation.add_argument("--warmup_learning_rate", type=at_least_zero, default=1e-6, help="scaled likewise")
+    optimisation.add_argument("--min_learning_rate", type=at_least_zero, default=1e-5, help="scaled likewise")
+    optimisation.add_argument("--warmup_ratio", type=share, default=0.1, help="share of the steps")
+    optimisation.add_argument("--weight_decay", type=at_least_zero, default=0.05)
+    optimisation.add_argument("--max_grad_norm", type=at_least_zero, default=5.0, help="0: no clipping")
     optimisation.add_argument("--drop_last", action="store_true", help="leave out an epoch's smaller last batch")
     optimisation.add_argument(
         "--authors_quirks",
@@ -135,16 +151,16 @@ def build_teacher(args: argparse.Namespace, config: GFMConfig, device: torch.dev
         )
     dtype = GFMTeacher.fast_dtype(device) if args.teacher_dtype == "auto" else getattr(torch, args.teacher_dtype)
     mean, std = band_statistics(args, config)
-    rgb = None if config.num_channels == 3 and config.rgb_channels == (0, 1, 2) else config.rgb_channels
+    rgb = list(config.rgb_channels)
     # Only 8-bit pictures share a unit with the teacher's own statistics; other bands go in as they are normalised.
-    pictures = rgb is None and args.rescale_factor == 1 / 255
+    pictures = args.rescale_factor == 1 / 255
     return GFMTeacher.from_pretrained(
         args.teacher,
         config.distillation_stages or (),
         image_size=args.teacher_image_size,
-        rgb_channels=rgb,
-        image_mean=mean if pictures else None,
-        image_std=std if pictures else None,
+        rgb_channels=None if rgb == list(range(config.num_channels)) else rgb,
+        image_mean=[mean[channel] for channel in rgb] if pictures else None,
+        image_std=[std[channel] for channel in rgb] if pictures else None,
         dtype=dtype,
         revision=args.teacher_revision,
         cache_dir=args.cache_dir,
@@ -157,6 +173,8 @@ def build_config(args: argparse.Namespace) -> GFMConfig:
         name = getattr(args, flag)
         if name and (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).exists():
             raise InputError(f"--{flag} {name} does not exist; check the path, or give a model's name on the Hub.")
+        if name and Path(name).is_dir() and not (Path(name) / "config.json").exists():
+            raise InputError(f"--{flag} {name} has no config.json; give a folder written by save_pretrained.")
     overrides: dict[str, Any] = {
         name: getattr(args, name)
         for name in ("image_size", "window_size", "mask_patch_size", "mask_ratio", "distillation_weight", "gsd")
@@ -168,13 +186,23 @@ def build_config(args: argparse.Namespace) -> GFMConfig:
         overrides["band_names"] = tuple(args.band_names)
     if args.rgb_channels:
         overrides["rgb_channels"] = tuple(args.rgb_channels)
-    # Without a teacher a projector would be parameters that nothing trains.
-    overrides["distillation_stages"] = tuple(args.distillation_stages or (3,)) if args.teacher else ()
+    if not args.teacher:
+        if args.distillation_stages or args.distillation_weight is not None:
+            raise InputError(
+                "--distillation_stages and --distillation_weight need a --teacher; add one or leave them out."
+            )
+        # Without a teacher a projector would be parameters that nothing trains.
+        overrides["distillation_stages"] = ()
+    elif args.distillation_stages:
+        overrides["distillation_stages"] = tuple(args.distillation_stages)
     overrides["teacher"] = {"name": args.teacher, "revision": args.teacher_revision} if args.teacher else None
     overrides["teacher_hidden_sizes"] = None  # known once the teacher is loaded
 
     if args.config_name:
-        return GFMConfig.from_pretrained(args.config_name, cache_dir=args.cache_dir, **overrides)
+        config = GFMConfig.from_pretrained(args.config_name, cache_dir=args.cache_dir, **overrides)
+        if args.teacher and not config.distillation_stages:  # stored by a run without a teacher
+            config.distillation_stages = (min(3, len(config.depths)),)
+        return config
     if not args.teacher:
         return GFMConfig(**overrides)
     architecture = AutoConfig.from_pretrained(args.teacher, revision=args.teacher_revision, cache_dir=args.cache_dir)
@@ -190,22 +218,21 @@ def build_config(args: argparse.Namespace) -> GFMConfig:
 def build_processor(args: argparse.Namespace, config: GFMConfig) -> GFMImageProcessor:
     """The processor that goes with the student."""
     mean, std = band_statistics(args, config)
+    names = config.band_names
+    if names is None and config.num_channels == 3 and config.rgb_channels is not None:
+        names = tuple("RGB"[config.rgb_channels.index(channel)] for channel in range(3))
     return GFMImageProcessor(
         size=config.image_size,
         image_mean=mean,
         image_std=std,
         rescale_factor=args.rescale_factor,
-        band_names=config.band_names,
+        band_names=names,
     )
 
 
 def build_schedule(args: argparse.Namespace, plan: EpochPlan) -> CosineSchedule:
     """Warm-up and cosine over the whole run, scaled to the global batch."""
-    total_steps = args.max_train_steps
-    if total_steps is None:
-        if plan.steps_per_epoch is None:
-            raise InputError("--streaming does not know how long an epoch is; pass --max_train_steps.")
-        total_steps = args.num_train_epochs * plan.steps_per_epoch
+    total_steps = args.max_train_steps or args.num_train_epochs * (plan.steps_per_epoch or 0)
     return CosineSchedule(
         peak=scale_learning_rate(args.learning_rate, plan.global_batch_size),
         start=scale_learning_rate(args.warmup_learning_rate, plan.global_batch_size),
@@ -231,7 +258,9 @@ def check_window(config: GFMConfig) -> None:
         return all(size <= window or size % window == 0 for size in maps)
 
     if not fits(config.window_size):
-        windows = [window for window in range(4, 13) if fits(window)]
+        windows = sorted(
+            (window for window in range(4, 13) if fits(window)), key=lambda w: abs(w - config.window_size)
+        )
         advice = f"--window_size {windows[0]}" if windows else f"--image_size {config.window_size * unit}"
         raise InputError(
             f"--image_size {config.image_size} gives maps of {maps} tokens a side, which --window_size "
@@ -249,10 +278,11 @@ def band_statistics(args: argparse.Namespace, config: GFMConfig) -> tuple[list[f
         )
     if given:
         return args.image_mean, args.image_std
-    if config.num_channels == 3:
-        return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    if config.num_channels == 3 and config.rgb_channels is not None:
+        order = [config.rgb_channels.index(channel) for channel in range(3)]
+        return [IMAGENET_DEFAULT_MEAN[colour] for colour in order], [IMAGENET_DEFAULT_STD[colour] for colour in order]
     raise InputError(
-        f"The student has {config.num_channels} bands but their statistics are unknown; pass --image_mean and "
+        f"The student has {config.num_channels} bands besides plain red, green and blue but their statistics are unknown; pass --image_mean and "
         "--image_std, one number per band."
     )
 
@@ -387,11 +417,15 @@ def push(folder: RunFolder, repo_id: str, token: str | None) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Set up and train."""
     args = parse_args(argv)
+    if args.streaming and args.max_train_steps is None:
+        raise InputError("--streaming does not know how long an epoch is; pass --max_train_steps.")
     arguments = {name: value for name, value in vars(args).items() if name != "hub_token"}
     with user_input():
         accelerator = Accelerator(
             mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output_dir
         )
+    if args.report_to and not accelerator.log_with:
+        raise InputError(f"--report_to {args.report_to} is not installed; pip install it, or leave the flag out.")
     stop = StopSignal()
     folder = RunFolder(args.output_dir, accelerator, args.checkpoints_total_limit)
     resume_from = folder.checkpoint_to_resume(args.resume_from_checkpoint)
@@ -422,7 +456,7 @@ def main(argv: list[str] | None = None) -> None:
     with user_input():
         geometry = {
             name: getattr(config, name)
-            for name in ("image_size", "patch_size", "mask_patch_size", "mask_ratio", "num_channels")
+            for name in ("image_size", "patch_size", "mask_patch_size", "mask_ratio", "num_channels", "rgb_channels")
         }
         samples = PretrainingSamples(**geometry, seed=args.seed)
         fixed_samples = PretrainingSamples(**geometry, seed=args.seed, train=False)
@@ -437,16 +471,16 @@ def main(argv: list[str] | None = None) -> None:
             seed=args.seed,
             drop_last=args.drop_last,
         )
-    loader = DataLoader(
-        samples,
-        batch_sampler=plan,
-        collate_fn=PretrainingCollator(processor, samples),
-        num_workers=args.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=ignore_signals,
-        # Its own: the global generator, which a resumed run restores, belongs to the model.
-        generator=torch.Generator().manual_seed(args.seed),
-    )
+        loader = DataLoader(
+            samples,
+            batch_sampler=plan,
+            collate_fn=PretrainingCollator(processor, samples),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            worker_init_fn=ignore_signals,
+            # Its own: the global generator, which a resumed run restores, belongs to the model.
+            generator=torch.Generator().manual_seed(args.seed),
+        )
 
     # Optimiser and schedule
     groups = parameter_groups(model, args.weight_decay, decay_position_tables=args.authors_quirks)
@@ -461,11 +495,17 @@ def main(argv: list[str] | None = None) -> None:
         "global_batch_size": plan.global_batch_size,
         "seed": args.seed,
         "steps": schedule.total_steps,
+        "student": {name: value for name, value in json.loads(config.to_json_string()).items() if name != "auto_map"},
+        "normalisation": [processor.image_mean, processor.image_std, args.rescale_factor],
+        "student_init": args.student_init,
     }
+    run = json.loads(json.dumps(run))  # as a checkpoint gives it back
     progress: dict[str, Any] = {"step": 0, "epoch": 0, "step_in_epoch": 0, "images": 0, "unreadable": lost, "run": run}
     if resume_from:
         progress = folder.load_checkpoint(resume_from, run)
     folder.cut_log(progress["step"])
+    with user_input():
+        energy = EnergyMeter(accelerator.num_processes, args.country_iso_code, progress.get("energy"))
     plan.epoch_start, plan.step_start = progress["epoch"], progress["step_in_epoch"]
     if accelerator.is_main_process:
         count = sum(parameter.numel() for parameter in model.parameters())
@@ -487,6 +527,7 @@ def main(argv: list[str] | None = None) -> None:
         processor,
         folder,
         stop,
+        energy,
         progress,
     )
     if progress["step"] < schedule.total_steps:
@@ -529,13 +570,13 @@ def train(
     processor: GFMImageProcessor,
     folder: RunFolder,
     stop: StopSignal,
+    energy: EnergyMeter,
     progress: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The loop, from `progress` to the last step or a signal; returns the progress and the last evaluation."""
     total, accumulation = schedule.total_steps, args.gradient_accumulation_steps
     known_images = len(plan.source) if isinstance(plan.source, ImageTable) else None
     unreadable = UnreadableImages(accelerator, known_images, progress["unreadable"])
-    energy = EnergyMeter(accelerator.num_processes, args.country_iso_code, progress.get("energy"))
     scores = progress.get("scores", {})
     meter = StepMeter(accelerator)
     bar = tqdm(
@@ -554,7 +595,8 @@ def train(
                 with nullcontext() if last else accelerator.no_sync(model):
                     losses = train_step(model, teacher, batch, accelerator, accumulation)
                 meter.add(losses, images=len(batch["pixel_values"]), last=last)
-            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            if args.max_grad_norm:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
 

@@ -25,6 +25,7 @@ from transformers import SwinConfig, SwinForImageClassification, ViTImageProcess
 
 from gfm_hf.data.labelled import LabelledImages, open_labelled_images
 from gfm_hf.training.probe import stratified_split
+from gfm_hf.training.runs import command, user_input
 
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, R G B in 0..1: what the Hub's Swin teachers use
@@ -231,6 +232,7 @@ def save(model: SwinForImageClassification, log: list[dict[str, float]], args: a
 def main(argv: Sequence[str] | None = None) -> float:
     """Train, save and return the accuracy on the held-out part."""
     args = parse_args(argv)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = open_labelled_images(
@@ -260,9 +262,12 @@ def main(argv: Sequence[str] | None = None) -> float:
     return log[-1]["accuracy"]
 
 
+@command
+def run(argv: Sequence[str] | None = None) -> None:
+    """The script's end: exit code 2 and one sentence where the input is at fault."""
+    with user_input():
+        main(argv)
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"train_teacher.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run())

@@ -11,8 +11,8 @@ TAGS = ["geospatial", "remote-sensing", "earth-observation", "swin", "continual-
 CARD_BODY = """
 # {title}
 
-A Swin encoder for satellite and aerial images, continually pretrained with
-[gfm-hf](https://arxiv.org/abs/2302.04476): it rebuilds masked pixels{distilled}.
+A Swin encoder for satellite and aerial images, continually pretrained with gfm-hf by the method of
+[GFM](https://arxiv.org/abs/2302.04476): it rebuilds masked pixels{distilled}.
 
 ## Use
 
@@ -66,7 +66,6 @@ def model_card(config: Any, processor: Any, facts: dict[str, Any], title: str, w
     """
     teacher = config.teacher["name"] if config.teacher else None
     data = ModelCardData(
-        license=facts.get("license"),
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=TAGS,

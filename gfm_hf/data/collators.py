@@ -30,6 +30,7 @@ class PretrainingSamples(Dataset[dict[str, Any]]):
         scale: Smallest and largest share of an image's area in a crop.
         ratio: Smallest and largest width / height of a crop.
         num_channels: Bands of the model.
+        rgb_channels: Places of red, green and blue among three bands, for pictures; None is (0, 1, 2).
         train: Random crops and flips; otherwise the centred square, always with the masks of epoch 0.
 
     Raises:
@@ -44,6 +45,7 @@ class PretrainingSamples(Dataset[dict[str, Any]]):
     scale: tuple[float, float] = CROP_SCALE
     ratio: tuple[float, float] = CROP_RATIO
     num_channels: int = 3
+    rgb_channels: tuple[int, ...] | None = None
     train: bool = True
 
     def __post_init__(self) -> None:
@@ -91,9 +93,12 @@ class PretrainingSamples(Dataset[dict[str, Any]]):
         return view
 
     def _with_right_bands(self, image: Image.Image | np.ndarray, name: str) -> Image.Image | np.ndarray:
-        """Make a picture grey for a one-band model; refuse any other difference in bands."""
+        """Make a picture grey for a one-band model, bring its colours into the model's order; refuse other bands."""
         if isinstance(image, Image.Image) and self.num_channels == 1:
             return image.convert("L")
+        if isinstance(image, Image.Image) and self.num_channels == 3 and self.rgb_channels not in (None, (0, 1, 2)):
+            colours, places = image.split(), list(self.rgb_channels or ())
+            image = Image.merge("RGB", [colours[places.index(channel)] for channel in range(3)])
         bands = len(image.getbands()) if isinstance(image, Image.Image) else image.shape[2]
         if bands != self.num_channels:
             raise ValueError(
@@ -148,10 +153,7 @@ class PretrainingCollator:
         if not samples:
             pixel_values, cells = self._empty()
             return pixel_values[:0], cells[:0], []
-        images = [sample["pixel_values"] for sample in samples]
-        pixel_values = self.processor(
-            images=images, input_data_format="channels_first", do_resize=False, return_tensors="pt"
-        ).pixel_values
+        pixel_values = self._processed(samples)
         cells = torch.stack([sample["cells"] for sample in samples])
         # A finite value can still overflow: a nodata value of -3.4e38 divided by a standard deviation, for one.
         finite = torch.isfinite(pixel_values).flatten(1).all(1)
@@ -159,6 +161,24 @@ class PretrainingCollator:
             return pixel_values, cells, []
         lost = [(samples[i]["name"], "NaN or infinite pixels") for i in torch.nonzero(~finite).flatten().tolist()]
         return pixel_values[finite], cells[finite], lost
+
+    def _processed(self, samples: list[dict[str, Any]]) -> torch.Tensor:
+        """Normalise views, (B, C, S, S); an error names the image it came from."""
+
+        def process(part: list[dict[str, Any]]) -> torch.Tensor:
+            images = [sample["pixel_values"] for sample in part]
+            arguments = {"input_data_format": "channels_first", "do_resize": False, "return_tensors": "pt"}
+            return self.processor(images=images, **arguments).pixel_values
+
+        try:
+            return process(samples)
+        except ValueError:
+            for sample in samples:
+                try:
+                    process([sample])
+                except ValueError as error:
+                    raise ValueError(f"image {sample['name']}: {error}") from error
+            raise
 
     def _empty(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Make the batch of a micro-batch without readable images: one zero image and a mask of the usual count."""

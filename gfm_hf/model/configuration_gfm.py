@@ -79,6 +79,17 @@ class GFMConfig(SwinConfig):
         if self.rgb_channels is None:
             self.rgb_channels = self._find_rgb_channels()
         self._check()
+        # JSON knows no tuples; a loaded configuration has to equal the one that was saved.
+        for name in (
+            "depths",
+            "num_heads",
+            "distillation_stages",
+            "teacher_hidden_sizes",
+            "band_names",
+            "rgb_channels",
+        ):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, tuple(getattr(self, name)))
         self.encoder_stride = self.patch_size * 2 ** (len(self.depths) - 1)
         super().__post_init__(**kwargs)
 
@@ -100,6 +111,8 @@ class GFMConfig(SwinConfig):
         if overrides.get("num_channels", config_dict.get("num_channels", 3)) != config_dict.get("num_channels", 3):
             for name in ("band_names", "rgb_channels"):
                 merged[name] = overrides.get(name)
+        if "band_names" in overrides and "rgb_channels" not in overrides:
+            merged["rgb_channels"] = None  # derived anew from the new names
         return super().from_dict(merged, **kwargs)
 
     @property

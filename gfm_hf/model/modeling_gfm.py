@@ -117,17 +117,18 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
             stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
         except (OSError, TypeError):  # an adapter's folder, or no path at all: transformers knows what to do or say
             stored = {}
-        from_stock = stored.get("model_type") == "swin"
+        if stored.get("model_type") not in ("swin", "gfm"):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **arguments)
         wanted = {name: kwargs[name] for name in kwargs if name in _config_fields(cls.config_class)}
-        if isinstance(config, PreTrainedConfig):
-            wanted = config.to_dict()
-        if not from_stock and not _moves_weights(stored, wanted):
+        donor_config = (SwinConfig if stored["model_type"] == "swin" else cls.config_class).from_dict(dict(stored))
+        new_config = config
+        if not isinstance(config, PreTrainedConfig):
+            new_config = cls.config_class.from_dict(_swin_fields(stored, cls.config_class), **wanted)
+        if stored["model_type"] == "gfm" and not _moves_weights(donor_config, new_config):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **arguments)
 
         arguments = {name: value for name, value in arguments.items() if name not in wanted}
-        donor_config = (SwinConfig if from_stock else cls.config_class).from_dict(dict(stored))
-        if not isinstance(config, PreTrainedConfig):
-            config = cls.config_class.from_dict(_swin_fields(stored, cls.config_class), **wanted)
+        config = new_config
         return cls._from_donor(pretrained_model_name_or_path, donor_config, config, *model_args, **arguments)
 
     @classmethod
@@ -157,7 +158,9 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
         missing, unexpected = model.load_state_dict(
             {name: value for name, value in fitted.items() if name not in mismatched}, strict=False
         )
-        if missing:
+        if unexpected:
+            logger.warning(f"In {name_or_path} but not in this model, left out: {', '.join(sorted(unexpected))}.")
+        if set(missing) - {"embeddings.mask_token", "swin.embeddings.mask_token"}:
             logger.warning(f"Not in {name_or_path}, newly initialised: {', '.join(sorted(missing))}.")
         model.name_or_path = str(name_or_path)
         info = {
@@ -167,6 +170,11 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
             "mismatched_keys": mismatched,
         }
         return (model.eval(), info) if wants_info else model.eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch filters: what they return is a tensor, which peft needs beside gradient checkpointing."""
+        trunk = cast(Any, getattr(self, self.base_model_prefix, self))
+        return trunk.embeddings.patch_embeddings.projection
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save weights, configuration and the code that loads them, with every door in `auto_map`.
@@ -178,16 +186,21 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
 
 
 def _config_fields(config_class: type) -> set[str]:
-    return {field.name for field in fields(config_class)} | {"num_labels", "out_features", "out_indices"}
+    names = {field.name for field in fields(config_class)} | {"num_labels", "out_features", "out_indices"}
+    return names - {"dtype"}  # how to load, not what
 
 
 def _swin_fields(stored: dict[str, Any], config_class: type) -> dict[str, Any]:
     """The part of a stored configuration that a GFM configuration takes over."""
-    return {name: value for name, value in stored.items() if name in _config_fields(config_class)}
+    taken = {name: value for name, value in stored.items() if name in _config_fields(config_class)}
+    if isinstance(taken.get("image_size"), list | tuple):
+        taken["image_size"] = taken["image_size"][0]
+    return taken
 
 
-def _moves_weights(stored: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    return any(wanted.get(name, stored.get(name)) != stored.get(name) for name in ("window_size", "num_channels"))
+def _moves_weights(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> bool:
+    names = ("window_size", "num_channels", "rgb_channels")
+    return any(getattr(wanted, name) != getattr(stored, name) for name in names)
 
 
 class GFMModel(GFMPreTrainedModel, SwinModel):

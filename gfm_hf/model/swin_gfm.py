@@ -92,7 +92,8 @@ def embed_pixels(
     tokens = embeddings.norm(tokens)
     if bool_masked_pos is not None:
         hidden = bool_masked_pos.flatten(1)
-        if hidden.shape != tokens.shape[:2]:
+        transposed = bool_masked_pos.ndim == 3 and tuple(bool_masked_pos.shape[1:]) != tuple(size)
+        if hidden.shape != tokens.shape[:2] or transposed:
             raise ValueError(
                 f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)} but the image has {size[0]} x {size[1]} "
                 f"tokens; it takes ({tokens.shape[0]}, {tokens.shape[1]}), row by row."
@@ -149,7 +150,7 @@ def window_plan(size: MapSize, window: int, shifted: bool, device: torch.device)
     return _build_plan(*arguments) if torch.compiler.is_compiling() else _cached_plan(*arguments)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _cached_plan(height: int, width: int, table_window: int, shifted: bool, device: torch.device) -> WindowPlan:
     # Inference tensors could never be saved for a later backward.
     with torch.inference_mode(False), torch.no_grad():

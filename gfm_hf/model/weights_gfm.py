@@ -27,21 +27,24 @@ def fit_state_dict(
         ValueError: Bands have to move, but it is not known which are red, green and blue.
     """
     fitted = dict(state_dict)
+    target_rgb = _target_rgb(model)
+    reordered = source_rgb is not None and target_rgb is not None and tuple(source_rgb) != target_rgb
     for name, target in model.state_dict().items():
         stored = state_dict.get(name)
-        if stored is None or stored.shape == target.shape:
+        banded = name.endswith((PATCH_FILTERS, DECODER_WEIGHT, DECODER_BIAS))
+        if stored is None or (stored.shape == target.shape and not (banded and reordered)):
             continue
         if name.endswith(TABLE) and stored.shape[1] == target.shape[1]:
             fitted[name] = resize_position_table(stored, target.shape[0])
-        elif name.endswith(PATCH_FILTERS):
-            fitted[name] = move_bands(stored, target, source_rgb, _target_rgb(model), axis=1)
-        elif name.endswith((DECODER_WEIGHT, DECODER_BIAS)):
+        elif name.endswith(PATCH_FILTERS) and stored.shape[0] == target.shape[0]:
+            fitted[name] = move_bands(stored, target, source_rgb, target_rgb, axis=1)
+        elif banded and stored.shape[1:] == target.shape[1:]:
             bands, target_bands = _bands_of(stored, model), model.config.num_channels
             moved = move_bands(
                 stored.unflatten(0, (bands, -1)),
                 target.unflatten(0, (target_bands, -1)),
                 source_rgb,
-                _target_rgb(model),
+                target_rgb,
                 axis=0,
                 total=None,
             )
@@ -100,7 +103,8 @@ def move_bands(
     Raises:
         ValueError: One side has several bands and does not say which are red, green and blue.
     """
-    moved = target.clone()
+    # Of as many bands in another order, those besides red, green and blue stay where they are.
+    moved = (stored if stored.shape == target.shape else target).clone()
     source = _require_rgb(source_rgb, stored.shape[axis], "stored")
     place = _require_rgb(target_rgb, target.shape[axis], "wanted")
     picked = stored.index_select(axis, torch.tensor(source)).to(target)

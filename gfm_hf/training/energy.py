@@ -54,7 +54,10 @@ def _start_codecarbon(country: str) -> Any:
             "--country_iso_code needs codecarbon; run `pip install gfm-hf[energy]` or leave the flag out."
         )
     from codecarbon import OfflineEmissionsTracker
+    from codecarbon.input import DataSource
 
+    if country not in DataSource().get_global_energy_mix_data():
+        raise ValueError(f"--country_iso_code {country} is unknown to codecarbon; use three letters, such as USA.")
     tracker = OfflineEmissionsTracker(country_iso_code=country, save_to_file=False, log_level="error")
     tracker.start()
     return tracker

@@ -153,6 +153,12 @@ class RunFolder:
                 f"--resume_from_checkpoint {resume_from} is no checkpoint folder; {self.path} has "
                 f"{', '.join(path.name for path in checkpoints) or 'none'}."
             )
+        newer = [path.name for path in checkpoints if _step_of(path) > _step_of(Path(resume_from))]
+        if newer:
+            raise InputError(
+                f"{self.path} holds newer checkpoints than {Path(resume_from).name}, which the resumed run would mix "
+                f"with its own; move {', '.join(newer)} away, or resume from latest."
+            )
         return Path(resume_from)
 
     def save_checkpoint(self, step: int, progress: dict[str, Any]) -> None:
@@ -199,7 +205,13 @@ class RunFolder:
                 f"{checkpoint.name} belongs to a run with {before}; resume with the same values, or start a new run in "
                 "another --output_dir."
             )
-        self._accelerator.load_state(str(checkpoint))
+        try:
+            self._accelerator.load_state(str(checkpoint))
+        except RuntimeError as error:
+            raise InputError(
+                f"{checkpoint} holds another model than the one asked for; resume with the flags of its run, or start a "
+                "new run in another --output_dir."
+            ) from error
         return progress
 
     def save_result(self, write: Callable[[Path], None]) -> None:

@@ -48,6 +48,10 @@ class GFMTeacher:
         self._rgb_channels = None if rgb_channels is None else list(rgb_channels)
         self._rescale = rescale
         self._model = model.eval().requires_grad_(False)
+        if not self.stages:
+            raise ValueError("stages is empty but a teacher shows at least one; the paper uses [3].")
+        if not isinstance(model, SwinModel) and hasattr(model.config, "mask_ratio"):
+            model.config.mask_ratio = 0.0  # masked autoencoders hide patches even in eval mode
         self._layers = _cut_behind(model, max(self.stages), name)
         probe = torch.zeros(1, 3, image_size or 64, image_size or 64, dtype=self.dtype, device=self.device)
         with torch.no_grad():
@@ -91,6 +95,8 @@ class GFMTeacher:
         config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
         loader = SwinModel if config.model_type in SWIN_TYPES else AutoModel
         model = loader.from_pretrained(pretrained_model_name_or_path, dtype=dtype, **hub_arguments)
+        if hasattr(config, "vision_config"):  # two towers, such as CLIP: only one of them looks at images
+            model, config = model.vision_model, config.vision_config
         own_mean, own_std = _own_normalisation(pretrained_model_name_or_path, hub_arguments)
         rescale = None
         if image_mean is not None and image_std is not None:

@@ -168,3 +168,13 @@ def test_worlds_see_the_same_epoch(folder):
 
     assert len(set(rows(1))) == 11
     assert rows(1) == rows(2) == rows(3)
+
+
+def test_pictures_follow_the_models_band_order(tmp_path):
+    Image.fromarray(np.full((40, 40, 3), (250, 120, 10), np.uint8)).save(tmp_path / "red.png")
+    record = open_images(train_dir=tmp_path)[0]
+    plain, turned = (
+        PretrainingSamples(image_size=32, mask_patch_size=16, rgb_channels=order)[0, record]["pixel_values"]
+        for order in ((0, 1, 2), (2, 1, 0))
+    )
+    assert plain[:, 0, 0].tolist() == [250, 120, 10] and turned[:, 0, 0].tolist() == [10, 120, 250]

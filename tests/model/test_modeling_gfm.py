@@ -183,6 +183,42 @@ def test_bands_that_are_not_named_are_asked_for(pretrained):
     assert named.config.rgb_channels == (2, 1, 0)
 
 
+@pytest.mark.parametrize("order", [{"band_names": ("B", "G", "R")}, {"rgb_channels": (2, 1, 0)}])
+def test_the_same_bands_in_another_order_move_their_filters(pretrained, order):
+    model, folder = pretrained
+    loaded = GFMForPreTraining.from_pretrained(folder, **order)
+    assert loaded.config.rgb_channels == (2, 1, 0)
+    image = torch.randn(1, 3, 32, 32)
+    mask = masks_for(image)
+    with torch.no_grad():
+        expected, turned = model(image, mask), loaded(image.flip(1), mask)
+    torch.testing.assert_close(turned.reconstruction.flip(1), expected.reconstruction, rtol=1e-4, atol=1e-5)
+
+
+def test_dtype_is_kept_while_weights_are_fitted(pretrained, tmp_path):
+    _, folder = pretrained
+    assert GFMModel.from_pretrained(folder, window_size=6, dtype=torch.bfloat16).dtype == torch.bfloat16
+    SwinModel(SwinConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 2))).save_pretrained(tmp_path / "stock")
+    assert GFMModel.from_pretrained(tmp_path / "stock", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_loaded_configuration_equals_the_saved_one(pretrained):
+    model, folder = pretrained
+    assert GFMConfig.from_pretrained(folder).rgb_channels == model.config.rgb_channels == (0, 1, 2)
+
+
+@pytest.mark.parametrize("model_class", [GFMModel, GFMForPreTraining, GFMBackbone])
+def test_lora_with_gradient_checkpointing(model_class, tiny_config):
+    peft = pytest.importorskip("peft", reason="LoRA needs peft")
+    model = model_class(tiny_config)
+    model.activation_checkpointing_enable()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])).train()
+    outputs = adapted(torch.randn(1, 3, 32, 32))
+    (outputs.feature_maps if model_class is GFMBackbone else outputs)[0].sum().backward()
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.grad is not None]
+    assert trained and all("lora" in name for name in trained)
+
+
 def test_backbone_and_model_agree(pretrained):
     _, folder = pretrained
     model = GFMModel.from_pretrained(folder)

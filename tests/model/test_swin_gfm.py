@@ -191,5 +191,7 @@ def test_wrong_inputs_are_named():
         ours(torch.randn(1, 4, 32, 32))
     with pytest.raises(ValueError, match="8 x 8 tokens"):
         ours(torch.randn(1, 3, 32, 32), torch.zeros(1, 9, dtype=torch.bool))
+    with pytest.raises(ValueError, match="8 x 16 tokens"):
+        ours(torch.randn(1, 3, 32, 64), torch.zeros(1, 16, 8, dtype=torch.bool))
     with pytest.raises(ValueError, match="attention weights"):
         ours(torch.randn(1, 3, 32, 32), output_attentions=True)

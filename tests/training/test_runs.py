@@ -79,7 +79,9 @@ def test_what_was_saved_comes_back(folder, accelerator):
     checkpoint = folder.checkpoint_to_resume("latest")
     assert checkpoint == folder.path / "checkpoint-7"
     assert folder.load_checkpoint(checkpoint, RUN) == {"step": 7, "run": RUN} and accelerator.state == 7
-    assert folder.checkpoint_to_resume(str(folder.path / "checkpoint-3")) == folder.path / "checkpoint-3"
+    assert folder.checkpoint_to_resume(str(checkpoint)) == checkpoint
+    with pytest.raises(InputError, match="move checkpoint-7 away"):
+        folder.checkpoint_to_resume(str(folder.path / "checkpoint-3"))
 
 
 def test_a_checkpoint_that_is_there_is_not_written_again(folder, accelerator):

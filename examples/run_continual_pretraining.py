@@ -134,6 +134,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--resume_from_checkpoint", help='a checkpoint folder, or "latest"')
     run.add_argument("--report_to", help="tracker of Accelerate, such as tensorboard, wandb or trackio")
     run.add_argument("--country_iso_code", help="grid for codecarbon, such as USA; default: the paper's formula")
+    run.add_argument("--license", help="licence of the weights, for the card, such as cc-by-4.0")
     run.add_argument("--push_to_hub", action="store_true")
     run.add_argument("--hub_model_id")
     run.add_argument("--hub_token")
@@ -542,6 +543,8 @@ def main(argv: list[str] | None = None) -> None:
     facts |= {"images_per_second": progress["images"] / seconds}
     if args.dataset_name and not Path(args.dataset_name).exists():
         facts["dataset_name"] = args.dataset_name
+    if args.license:
+        facts["license"] = args.license
     results = {**facts, "unreadable": progress["unreadable"], "arguments": arguments}
     save_model(folder, accelerator.unwrap_model(model), processor, results, facts, args.hub_model_id)
     if accelerator.is_main_process:

@@ -66,6 +66,7 @@ def model_card(config: Any, processor: Any, facts: dict[str, Any], title: str, w
     """
     teacher = config.teacher["name"] if config.teacher else None
     data = ModelCardData(
+        license=facts.get("license"),
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=TAGS,

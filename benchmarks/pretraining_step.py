@@ -182,35 +182,39 @@ def step_table(seconds: Measured, peaks: dict[str, int]) -> str:
 def target_rows(
     model: str, seconds: Measured, peaks: dict[str, int], errors: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Every target that is set for the model: `id`, `what`, `must`, `seen`, `met`.
+    """Every target that is set for the model: `id`, `what`, `must`, `seen`, `user_time`, `met`.
 
-    A time ratio is met where all three ways to see it reach it; `seen` is the smallest.
+    A time ratio is met where the paired ratio and that of the minima both reach it; `seen` is the smaller. The ratio
+    of user time stands beside it: what is left without the kernel's part.
     """
     rows = []
     for target in TIME_TARGETS:
         if model in target.must:
-            seen = min(compare(seconds, target.variant, target.reference))
-            rows.append(_row(target, target.must[model], seen, seen >= target.must[model]))
+            ratios = compare(seconds, target.variant, target.reference)
+            seen = min(ratios.paired, ratios.minima)
+            rows.append(_row(target, target.must[model], seen, seen >= target.must[model], ratios.user))
     for target in MEMORY_TARGETS:
         if model in target.must and peaks:
             seen = peaks[target.variant] / peaks[target.reference]
             rows.append(_row(target, target.must[model], seen, seen <= target.must[model]))
     for name, error in errors.items():
-        what = f"agreement of {name}"
-        rows.append({"id": "S9", "what": what, "must": AGREEMENT_MUST, "seen": error, "met": error <= AGREEMENT_MUST})
+        agrees = Target("S9", f"agreement of {name}", "ours fp32", AUTHORS, {})
+        rows.append(_row(agrees, AGREEMENT_MUST, error, error <= AGREEMENT_MUST))
     return rows
 
 
-def _row(target: Target, must: float, seen: float, met: bool) -> dict[str, Any]:
-    return {"id": target.id, "what": target.what, "must": must, "seen": seen, "met": met}
+def _row(target: Target, must: float, seen: float, met: bool, user_time: float | None = None) -> dict[str, Any]:
+    return {"id": target.id, "what": target.what, "must": must, "seen": seen, "user_time": user_time, "met": met}
 
 
 def target_table(rows: list[dict[str, Any]]) -> str:
     """Markdown, one row a target."""
-    lines = ["| target | what | must | seen | met |", "|---|---|---|---|---|"]
+    lines = ["| target | what | must | seen | user time | met |", "|---|---|---|---|---|---|"]
     for row in rows:
+        user_time = "" if row["user_time"] is None else f"{row['user_time']:.3g}"
         lines.append(
-            f"| {row['id']} | {row['what']} | {row['must']:.3g} | {row['seen']:.3g} | {'yes' if row['met'] else 'no'} |"
+            f"| {row['id']} | {row['what']} | {row['must']:.3g} | {row['seen']:.3g} | {user_time} | "
+            f"{'yes' if row['met'] else 'no'} |"
         )
     return "\n".join(lines)
 

@@ -29,7 +29,7 @@ def test_ratios_pair_the_rounds():
     assert compare(seconds, "fast", "slow") == (3, 2, 2)
 
 
-def test_targets_need_every_ratio():
+def test_targets_need_the_paired_and_the_minimum_ratio():
     errors = {"loss": 2e-5}
     seconds = steady(authors_fp32=2.0, authors_bf16=1.2)
     rows = {(row["id"], row["what"]): row for row in target_rows("swin_t", seconds, {}, errors)}
@@ -37,8 +37,12 @@ def test_targets_need_every_ratio():
     assert rows["S4", "the same over authors bf16"]["seen"] == pytest.approx(1.2)
     assert not rows["S7", "bf16 over stock modules"]["met"]
     assert not rows["S9", "agreement of loss"]["met"]
-    seconds["authors fp32"] = [Seconds(2.0, 1.9)] * 3
-    assert not target_rows("swin_t", seconds, {}, {})[2]["met"]
+    lucky_round = [Seconds(1.9, 1.9), Seconds(2.0, 2.0), Seconds(2.0, 2.0)]
+    row = target_rows("swin_t", {**seconds, "authors fp32": lucky_round}, {}, {})[2]
+    assert row["id"] == "S3" and row["seen"] == pytest.approx(1.9) and not row["met"]
+    slow_kernel = [Seconds(2.0, 1.5)] * 3
+    row = target_rows("swin_t", {**seconds, "authors fp32": slow_kernel}, {}, {})[2]
+    assert row["met"] and row["user_time"] == pytest.approx(1.5)
 
 
 def test_memory_is_met_from_below():

@@ -146,8 +146,8 @@ class Ours:
         attn_implementation: str | None = None,
     ) -> None:
         self.model: nn.Module = GFMForPreTraining(config).train().to(device)
-        if attn_implementation:
-            self.model.set_attn_implementation(attn_implementation)
+        # The training script's own default.
+        self.model.set_attn_implementation(attn_implementation or ("eager" if device == "cpu" else "sdpa"))
         network = SwinModel(teacher_config, add_pooling_layer=False)
         self.teachers = {name: _teacher(network, name).to(device) for name in teachers if name}
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 0.05), lr=LEARNING_RATE, fused=True)

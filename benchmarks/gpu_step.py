@@ -29,7 +29,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", choices=SHAPES, default="swin_b")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--steps", type=int, default=20, help="measured steps, after 5 that are not counted")
-    parser.add_argument("--attn_implementation", choices=["eager", "sdpa"], help="of ours; default: the library's")
+    parser.add_argument(
+        "--attn_implementation", choices=["eager", "sdpa"], help="of ours; default: the training script's"
+    )
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="dense bf16 peak of the GPU (H100 SXM: 989)")
     parser.add_argument("--output", type=Path, help="JSON file for all numbers")
     return parser.parse_args(argv)

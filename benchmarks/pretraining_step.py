@@ -101,7 +101,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", choices=SHAPES, default="swin_t", help="student; the teacher has the same widths")
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--rounds", type=int, help="measured rounds (7, swin_b 3), after one that is not counted")
-    parser.add_argument("--attn_implementation", choices=["eager", "sdpa"], help="of ours; default: the library's")
+    parser.add_argument(
+        "--attn_implementation", choices=["eager", "sdpa"], help="of ours; default: the training script's"
+    )
     parser.add_argument("--memory", action="store_true", help="also measure peak memory, one process a variant")
     parser.add_argument("--output", type=Path, help="JSON file for all numbers")
     parser.add_argument("--peak_of", help=argparse.SUPPRESS)  # one variant's memory, for the process that asks

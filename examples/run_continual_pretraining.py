@@ -283,8 +283,8 @@ def band_statistics(args: argparse.Namespace, config: GFMConfig) -> tuple[list[f
         order = [config.rgb_channels.index(channel) for channel in range(3)]
         return [IMAGENET_DEFAULT_MEAN[colour] for colour in order], [IMAGENET_DEFAULT_STD[colour] for colour in order]
     raise InputError(
-        f"The student has {config.num_channels} bands besides plain red, green and blue but their statistics are unknown; pass --image_mean and "
-        "--image_std, one number per band."
+        f"The student's {config.num_channels} bands are not just red, green and blue, so their statistics are unknown; "
+        "pass --image_mean and --image_std, one number per band."
     )
 
 

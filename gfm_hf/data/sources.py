@@ -173,7 +173,9 @@ def _open_folder(folder: Path) -> ImageTable:
     def read(i: int) -> Record:
         return Record(index=i, name=names[i], path=os.path.join(folder, names[i]))
 
-    return ImageTable(len(names), read, _fingerprint(folder, names), f"folder {folder}, {len(names)} images")
+    return ImageTable(
+        len(names), read, _fingerprint(folder, names), f"folder {folder.resolve().name}, {len(names)} images"
+    )
 
 
 def _visible_files(folder: Path) -> Iterator[str]:

@@ -46,7 +46,7 @@ def fit_state_dict(
                 source_rgb,
                 target_rgb,
                 axis=0,
-                total=None,
+                keep_response=False,
             )
             fitted[name] = moved.flatten(0, 1)
     return fitted
@@ -87,32 +87,35 @@ def move_bands(
     source_rgb: tuple[int, ...] | None,
     target_rgb: tuple[int, ...] | None,
     axis: int,
-    total: str | None = "response",
+    keep_response: bool = True,
 ) -> torch.Tensor:
     """Copy what belongs to red, green and blue to where the target model has them.
 
+    Of as many bands in another order, the others fill the remaining places in their own order.
+
     Args:
         stored: Tensor with the stored bands on `axis`.
-        target: Tensor of the new shape; bands without a stored counterpart keep its values.
+        target: Tensor of the new shape; where the count differs, bands besides red, green and blue keep its values.
         source_rgb: Indices of red, green and blue among the stored bands; None for a single band.
         target_rgb: The same among the target's bands.
         axis: The band axis.
-        total: "response" keeps the answer to a grey image when one band becomes three or three become one (filters
-            are divided or added); None repeats or averages.
+        keep_response: Keep the answer to a grey image when one band becomes three or three become one (filters are
+            divided or added); otherwise repeat or average.
 
     Raises:
         ValueError: One side has several bands and does not say which are red, green and blue.
     """
-    # Of as many bands in another order, those besides red, green and blue stay where they are.
-    moved = (stored if stored.shape == target.shape else target).clone()
     source = _require_rgb(source_rgb, stored.shape[axis], "stored")
     place = _require_rgb(target_rgb, target.shape[axis], "wanted")
+    if stored.shape == target.shape:
+        source += [band for band in range(stored.shape[axis]) if band not in source]
+        place += [band for band in range(target.shape[axis]) if band not in place]
     picked = stored.index_select(axis, torch.tensor(source)).to(target)
     if len(source) == 1 and len(place) == 3:
-        picked = picked.repeat_interleave(3, dim=axis) / (3 if total else 1)
+        picked = picked.repeat_interleave(3, dim=axis) / (3 if keep_response else 1)
     elif len(source) == 3 and len(place) == 1:
-        picked = picked.sum(axis, keepdim=True) / (1 if total else 3)
-    return moved.index_copy(axis, torch.tensor(place), picked)
+        picked = picked.sum(axis, keepdim=True) / (1 if keep_response else 3)
+    return target.index_copy(axis, torch.tensor(place), picked)
 
 
 def _require_rgb(rgb: tuple[int, ...] | None, bands: int, which: str) -> list[int]:

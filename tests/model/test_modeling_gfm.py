@@ -195,6 +195,15 @@ def test_the_same_bands_in_another_order_move_their_filters(pretrained, order):
     torch.testing.assert_close(turned.reconstruction.flip(1), expected.reconstruction, rtol=1e-4, atol=1e-5)
 
 
+def test_the_other_bands_fill_the_remaining_places_in_their_order(tiny_config, tmp_path):
+    names = ("R", "G", "B", "NIR", "SWIR")
+    stored = GFMModel(GFMConfig.from_dict(tiny_config.to_dict(), num_channels=5, band_names=names))
+    stored.save_pretrained(tmp_path)
+    turned = GFMModel.from_pretrained(tmp_path, band_names=("NIR", "B", "G", "R", "SWIR"))
+    filters, expected = (model.embeddings.patch_embeddings.projection.weight for model in (turned, stored))
+    assert torch.equal(filters, expected[:, [3, 2, 1, 0, 4]])
+
+
 def test_dtype_is_kept_while_weights_are_fitted(pretrained, tmp_path):
     _, folder = pretrained
     assert GFMModel.from_pretrained(folder, window_size=6, dtype=torch.bfloat16).dtype == torch.bfloat16

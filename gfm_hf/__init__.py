@@ -3,24 +3,35 @@
 Importing this package registers configuration, models and processor with transformers' Auto classes.
 """
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.models.auto import AutoModelForMaskedImageModeling, AutoModelForPreTraining
 
+from gfm_hf.convert import convert_checkpoint
 from gfm_hf.model.configuration_gfm import GFMConfig
 from gfm_hf.model.image_processing_gfm import GFMImageProcessor
-from gfm_hf.model.modeling_gfm import GFMBackbone, GFMForPreTraining, GFMModel
+from gfm_hf.model.modeling_gfm import GFMBackbone, GFMForImageClassification, GFMForPreTraining, GFMModel
 from gfm_hf.training.teacher import GFMTeacher
 
 
 __version__ = "0.1.0"
 
-__all__ = ["GFMBackbone", "GFMConfig", "GFMForPreTraining", "GFMImageProcessor", "GFMModel", "GFMTeacher"]
+__all__ = [
+    "GFMBackbone",
+    "GFMConfig",
+    "GFMForImageClassification",
+    "GFMForPreTraining",
+    "GFMImageProcessor",
+    "GFMModel",
+    "GFMTeacher",
+    "convert_checkpoint",
+]
 
 AutoConfig.register("gfm", GFMConfig)
 AutoModel.register(GFMConfig, GFMModel)
 AutoBackbone.register(GFMConfig, GFMBackbone)
 AutoModelForPreTraining.register(GFMConfig, GFMForPreTraining)
 AutoModelForMaskedImageModeling.register(GFMConfig, GFMForPreTraining)
+AutoModelForImageClassification.register(GFMConfig, GFMForImageClassification)
 # One processor for every backend: it needs no torchvision and looks the same where there is one.
 AutoImageProcessor.register(
     GFMConfig, image_processor_classes={"pil": GFMImageProcessor, "torchvision": GFMImageProcessor}

@@ -20,6 +20,7 @@ AUTO_MAP = {
     "AutoBackbone": "modeling_gfm.GFMBackbone",
     "AutoModelForPreTraining": "modeling_gfm.GFMForPreTraining",
     "AutoModelForMaskedImageModeling": "modeling_gfm.GFMForPreTraining",
+    "AutoModelForImageClassification": "modeling_gfm.GFMForImageClassification",
 }
 
 

@@ -1,4 +1,4 @@
-"""The two terms of the continual-pretraining objective: tensors in, scalar out."""
+"""Losses: tensors in, scalar out."""
 
 import torch
 from torch import nn
@@ -53,3 +53,38 @@ def feature_distillation_loss(projected: torch.Tensor, teacher_features: torch.T
     """
     dtype = torch.promote_types(projected.dtype, torch.float32)
     return -nn.functional.cosine_similarity(projected.to(dtype), teacher_features.detach().to(dtype), dim=1).mean()
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None = None) -> torch.Tensor:
+    """Cross-entropy for one label per image, binary cross-entropy for several.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) class indices; or (B, K) float: multi-hot for several labels, probabilities for one (as mixing
+            images gives them).
+        problem_type: "single_label_classification" or "multi_label_classification"; None takes floats for multi-hot.
+
+    Returns:
+        Scalar in float32 or wider.
+
+    Raises:
+        ValueError: The labels' shape or type fits neither.
+
+    Source: the authors' fine-tuning code (cross-entropy, MultiLabelSoftMarginLoss).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if problem_type not in (None, "single_label_classification", "multi_label_classification"):
+        raise ValueError(
+            f"problem_type is {problem_type!r}; use single_label_classification or multi_label_classification."
+        )
+    multi_label = problem_type == "multi_label_classification" or (problem_type is None and labels.is_floating_point())
+    expected = logits.shape if multi_label or labels.is_floating_point() else logits.shape[:1]
+    if labels.shape != expected:
+        kind = "multi-hot labels" if multi_label else "labels"
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)} but {tuple(expected)} was expected for {kind}; check problem_type."
+        )
+    if multi_label:
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    target = labels.to(logits.dtype) if labels.is_floating_point() else labels
+    return nn.functional.cross_entropy(logits, target)

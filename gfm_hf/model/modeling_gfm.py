@@ -6,12 +6,19 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, SwinConfig, SwinModel
+from transformers import (
+    PreTrainedConfig,
+    SwinConfig,
+    SwinForImageClassification,
+    SwinForMaskedImageModeling,
+    SwinModel,
+)
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.models.swin.modeling_swin import (
     SwinEmbeddings,
+    SwinImageClassifierOutput,
     SwinModelOutput,
     SwinPreTrainedModel,
     SwinRelativePositionBias,
@@ -21,7 +28,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_gfm import AUTO_MAP, GFMConfig
 from .decoders_gfm import FeatureProjector, PixelDecoder, Projection
-from .losses_gfm import feature_distillation_loss, masked_reconstruction_loss, pixel_mask
+from .losses_gfm import classification_loss, feature_distillation_loss, masked_reconstruction_loss, pixel_mask
 from .swin_gfm import StageOutput, embed_pixels, run_stages, to_map
 from .weights_gfm import fit_state_dict
 
@@ -62,8 +69,10 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
     config: GFMConfig
     # transformers' own prefix: stock Swin classes find the trunk in a GFM checkpoint.
     base_model_prefix = "swin"
+    # Who reads a stock Swin checkpoint: heads of the same shape come along.
+    _stock_class: type = SwinModel
     # An encoder taken out of a pretraining checkpoint leaves these behind by design.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projector\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projector\.", r"^classifier\.", r"^hidden_states_norms\."]
     # The trunk collects its outputs itself; hooks on modules that never run as a whole would see nothing.
     _can_record_outputs: dict[str, Any] = {}
 
@@ -141,7 +150,9 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
         arguments: dict[str, Any] = {"config": donor_config, "output_loading_info": True, **kwargs}
         donor_class: Any = cls
         if donor_config.model_type == "swin":
-            donor_class, arguments["use_mask_token"] = SwinModel, True
+            donor_class = cls._stock_class
+            if donor_class is SwinModel:
+                arguments["use_mask_token"] = True
         donor, info = donor_class.from_pretrained(name_or_path, **arguments)
         found = {name: value for name, value in donor.state_dict().items() if name not in info["missing_keys"]}
         if isinstance(donor, SwinModel) and not issubclass(cls, SwinModel):
@@ -310,6 +321,8 @@ class GFMForPreTraining(GFMPreTrainedModel):
     Source: GFM section 3, equations 2 and 3; the authors' released code where it differs from the text.
     """
 
+    _stock_class = SwinForMaskedImageModeling
+
     def __init__(self, config: GFMConfig) -> None:
         super().__init__(config)
         self.swin = GFMModel(config, add_pooling_layer=False)
@@ -388,6 +401,59 @@ class GFMForPreTraining(GFMPreTrainedModel):
         return torch.stack(losses).mean()
 
 
+class GFMForImageClassification(GFMPreTrainedModel):
+    """A linear classifier on the mean of the last tokens, for one label or several per image.
+
+    Parameters are named as in transformers' Swin (`classifier`).
+
+    Source: GFM section 4, the authors' fine-tuning code.
+    """
+
+    _stock_class = SwinForImageClassification
+
+    def __init__(self, config: GFMConfig) -> None:
+        super().__init__(config)
+        self.num_labels = cast(int, config.num_labels)
+        self.swin = GFMModel(config)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SwinImageClassifierOutput:
+        """Classify a batch of images.
+
+        Args:
+            pixel_values: (B, C, H, W) float, normalised.
+            labels: (B,) class indices, or (B, K) float: multi-hot with `problem_type="multi_label_classification"`,
+                else probabilities. Without a `problem_type` floats are taken for multi-hot labels.
+            output_hidden_states: Whether to return the tokens of every stage.
+            output_attentions: Not offered.
+
+        Returns:
+            `logits` (B, K), and `loss` where labels were given.
+
+        Raises:
+            ValueError: Shapes of bands or labels do not fit the model.
+        """
+        outputs = self.swin(
+            pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+        )
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
+        return SwinImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            reshaped_hidden_states=outputs.reshaped_hidden_states,
+        )
+
+
 def _weighted_sum(
     reconstruction: torch.Tensor | None, distillation: torch.Tensor | None, weight: float
 ) -> torch.Tensor | None:
@@ -412,3 +478,4 @@ def _refuse_attentions(output_attentions: bool | None) -> None:
 GFMModel.register_for_auto_class("AutoModel")
 GFMBackbone.register_for_auto_class("AutoBackbone")
 GFMForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+GFMForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -11,14 +11,16 @@ import torch
 from transformers import (
     AutoBackbone,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
     SwinConfig,
+    SwinForImageClassification,
     SwinForMaskedImageModeling,
     SwinModel,
 )
 
-from gfm_hf import GFMBackbone, GFMConfig, GFMForPreTraining, GFMImageProcessor, GFMModel
+from gfm_hf import GFMBackbone, GFMConfig, GFMForImageClassification, GFMForPreTraining, GFMImageProcessor, GFMModel
 from gfm_hf.model.weights_gfm import fit_state_dict, resize_position_table
 
 
@@ -296,6 +298,68 @@ def test_teacher_features_receive_no_gradient(tiny_config):
     features = torch.randn(2, 64, requires_grad=True)
     GFMForPreTraining(tiny_config)(torch.randn(2, 3, 64, 64), teacher_features=features).loss.backward()
     assert features.grad is None
+
+
+def test_classifier_equals_stock_swins(tiny_config, tmp_path):
+    tiny_config.num_labels = 5
+    model = randomise(GFMForImageClassification(tiny_config))
+    model.save_pretrained(tmp_path)
+    pixel_values = torch.randn(2, 3, 128, 128)
+    stock = SwinForImageClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(stock(pixel_values).logits, model(pixel_values).logits, rtol=1e-5, atol=1e-5)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert type(again) is GFMForImageClassification and again.num_labels == 5
+    assert torch.equal(again(pixel_values).logits, model(pixel_values).logits)
+
+
+def test_stock_classifier_brings_its_head_and_a_new_head_is_drawn_on_request(tmp_path):
+    config = SwinConfig(image_size=64, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4, num_labels=3)
+    stock = randomise(SwinForImageClassification(config))
+    stock.save_pretrained(tmp_path)
+    model = GFMForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(model.classifier.weight, stock.classifier.weight) and model.num_labels == 3
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        GFMForImageClassification.from_pretrained(tmp_path, num_labels=7)
+    other = GFMForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    assert other.classifier.weight.shape == (7, 16)
+    assert torch.equal(other.swin.layernorm.weight, stock.swin.layernorm.weight)
+
+
+def test_classifier_takes_a_pretrained_encoder_of_any_size_and_bands(pretrained):
+    model, folder = pretrained
+    classifier = GFMForImageClassification.from_pretrained(
+        folder,
+        num_labels=4,
+        num_channels=4,
+        band_names=("B08", "B04", "B03", "B02"),
+        problem_type="multi_label_classification",
+    )
+    filters = classifier.swin.embeddings.patch_embeddings.projection.weight
+    assert torch.equal(filters[:, 1:], model.swin.embeddings.patch_embeddings.projection.weight)
+    for size in ((4, 4), (30, 50), (64, 64)):
+        output = classifier(torch.randn(2, 4, *size), labels=torch.ones(2, 4), output_hidden_states=True)
+        assert output.logits.shape == (2, 4) and output.loss.requires_grad and len(output.hidden_states) == 5
+
+
+def test_classification_losses_follow_labels_and_problem_type(tiny_config):
+    tiny_config.num_labels = 3
+    model = randomise(GFMForImageClassification(tiny_config))
+    pixel_values, indices, hot = torch.randn(2, 3, 32, 32), torch.tensor([2, 0]), torch.eye(3)[[2, 0]]
+    logits = model(pixel_values).logits
+    one_label = torch.nn.functional.cross_entropy(logits, indices)
+    several = torch.nn.functional.multilabel_soft_margin_loss(logits, hot)
+    torch.testing.assert_close(model(pixel_values, labels=indices).loss, one_label)
+    torch.testing.assert_close(model(pixel_values, labels=hot).loss, several)
+    model.config.problem_type = "single_label_classification"
+    torch.testing.assert_close(model(pixel_values, labels=hot).loss, one_label)  # probabilities of one label
+    model.config.problem_type = "multi_label_classification"
+    torch.testing.assert_close(model(pixel_values, labels=hot.long()).loss, several)
+    with pytest.raises(ValueError, match="multi-hot"):
+        model(pixel_values, labels=indices)
+    model.config.problem_type = "regression"
+    with pytest.raises(ValueError, match="problem_type"):
+        model(pixel_values, labels=hot)
 
 
 def test_bfloat16(tiny_config):

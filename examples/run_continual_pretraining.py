@@ -10,8 +10,12 @@ which 60 % are hidden, distillation after stage 3, 100 epochs.
 import argparse
 import json
 import math
+import platform
+import shutil
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -29,12 +34,13 @@ from gfm_hf import GFMConfig, GFMForPreTraining, GFMImageProcessor, GFMTeacher
 from gfm_hf.data.collators import PretrainingCollator, PretrainingSamples
 from gfm_hf.data.decoding import Record
 from gfm_hf.data.plan import EpochPlan
-from gfm_hf.data.sources import ImageTable, hold_out, open_images
-from gfm_hf.hub import model_card, push_folder
+from gfm_hf.data.sources import ImageStream, ImageTable, hold_out, open_images
+from gfm_hf.hub import write_card
 from gfm_hf.training.energy import EnergyMeter
 from gfm_hf.training.meters import StepMeter, UnreadableImages
 from gfm_hf.training.optim import CosineSchedule, parameter_groups, scale_learning_rate, set_learning_rate
 from gfm_hf.training.panels import pretraining_panel
+from gfm_hf.training.publishing import BackgroundPush
 from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, running, user_input
 
 
@@ -94,6 +100,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--teacher_dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     model.add_argument("--config_name", help="student's configuration; default: the teacher's architecture")
     model.add_argument("--student_init", choices=["random", "teacher"], default="random")
+    model.add_argument(
+        "--model_name_or_path", help="pretrain this checkpoint further: its configuration, encoder, decoder, projector"
+    )
     model.add_argument("--image_size", type=positive, help="side of the crops in pixels (192)")
     model.add_argument("--window_size", type=positive, help="side of the attention windows in tokens (6)")
     model.add_argument("--mask_patch_size", type=positive, help="side of a mask cell in pixels (32)")
@@ -135,9 +144,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--report_to", help="tracker of Accelerate, such as tensorboard, wandb or trackio")
     run.add_argument("--country_iso_code", help="grid for codecarbon, such as USA; default: the paper's formula")
     run.add_argument("--license", help="licence of the weights, for the card, such as cc-by-4.0")
-    run.add_argument("--push_to_hub", action="store_true")
-    run.add_argument("--hub_model_id")
-    run.add_argument("--hub_token")
+    run.add_argument(
+        "--push_to_hub", action="store_true", help="at each checkpoint, beside the training, and at the end"
+    )
+    run.add_argument("--hub_model_id", help="namespace/name; default: the name of --output_dir, in your namespace")
+    run.add_argument("--hub_private_repo", action="store_true", default=None, help="where the repository is made now")
+    run.add_argument("--hub_token", help="default: the one of `hf auth login`")
+    run.add_argument("--hub_timeout_s", type=positive, default=600, help="seconds for the last push")
     return parser.parse_args(argv)
 
 
@@ -169,8 +182,12 @@ def build_teacher(args: argparse.Namespace, config: GFMConfig, device: torch.dev
 
 
 def build_config(args: argparse.Namespace) -> GFMConfig:
-    """The student: --config_name, or the teacher's architecture, with the flags on top."""
-    for flag in ("teacher", "config_name"):
+    """The student: --model_name_or_path, --config_name or the teacher's architecture, with the flags on top."""
+    if args.model_name_or_path and (args.config_name or args.student_init == "teacher"):
+        raise InputError(
+            "--model_name_or_path brings configuration and weights; leave --config_name and --student_init out."
+        )
+    for flag in ("teacher", "config_name", "model_name_or_path"):
         name = getattr(args, flag)
         if name and (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).exists():
             raise InputError(f"--{flag} {name} does not exist; check the path, or give a model's name on the Hub.")
@@ -199,8 +216,9 @@ def build_config(args: argparse.Namespace) -> GFMConfig:
     overrides["teacher"] = {"name": args.teacher, "revision": args.teacher_revision} if args.teacher else None
     overrides["teacher_hidden_sizes"] = None  # known once the teacher is loaded
 
-    if args.config_name:
-        config = GFMConfig.from_pretrained(args.config_name, cache_dir=args.cache_dir, **overrides)
+    configured = args.model_name_or_path or args.config_name
+    if configured:
+        config = GFMConfig.from_pretrained(configured, cache_dir=args.cache_dir, **overrides)
         if args.teacher and not config.distillation_stages:  # stored by a run without a teacher
             config.distillation_stages = (min(3, len(config.depths)),)
         return config
@@ -291,7 +309,7 @@ def band_statistics(args: argparse.Namespace, config: GFMConfig) -> tuple[list[f
 def build_model(
     args: argparse.Namespace, config: GFMConfig, teacher: GFMTeacher | None, device: torch.device
 ) -> GFMForPreTraining:
-    """The student, from a random start or from the teacher's weights."""
+    """The student, from a random start, the teacher's weights or a checkpoint."""
     config.teacher_hidden_sizes = tuple(teacher.hidden_sizes) if teacher else None
     if args.student_init == "teacher":
         if not args.teacher:
@@ -303,6 +321,15 @@ def build_model(
                 f"--student_init teacher needs a Swin teacher but {args.teacher} is a {kind} model; leave it out."
             )
         model = GFMForPreTraining.from_pretrained(args.teacher, config=config, **origin)
+        model.train()
+    elif args.model_name_or_path:
+        try:
+            model = GFMForPreTraining.from_pretrained(args.model_name_or_path, config=config, cache_dir=args.cache_dir)
+        except RuntimeError as error:  # transformers' word for weights of another shape
+            raise InputError(
+                f"--model_name_or_path {args.model_name_or_path} was distilled from a teacher with other features than "
+                f"{args.teacher}; use the same kind of teacher, or start with --config_name."
+            ) from error
         model.train()
     else:
         model = GFMForPreTraining(config)
@@ -382,36 +409,70 @@ def load_evaluation(
     return readable, unreadable
 
 
-def save_model(
-    folder: RunFolder,
+def arguments_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The command line without its secret."""
+    return {name: value for name, value in vars(args).items() if name != "hub_token"}
+
+
+def describe_run(
+    args: argparse.Namespace, accelerator: Accelerator, images: ImageTable | ImageStream, plan: EpochPlan
+) -> dict[str, Any]:
+    """What is known of a run before its first step, for results and card."""
+    on_gpu = accelerator.device.type == "cuda"
+    device = torch.cuda.get_device_name(accelerator.device) if on_gpu else platform.processor() or platform.machine()
+    origin = args.teacher if args.student_init == "teacher" else args.model_name_or_path
+    about = {
+        "images": images.description,
+        "data_fingerprint": images.fingerprint,
+        "dataset_name": None if Path(args.dataset_name or ".").exists() else args.dataset_name,
+        "license": args.license,
+        "student_init": args.model_name_or_path or args.student_init,
+        # In the Hub's words a finetune of what its weights came from; a teacher that only showed features is not that.
+        "base_model": None if Path(origin or ".").exists() else origin,
+        "global_batch_size": plan.global_batch_size,
+        "devices": accelerator.num_processes,
+        "hardware": f"{accelerator.num_processes} x {device}",
+        "country_iso_code": args.country_iso_code,
+    }
+    return {name: value for name, value in about.items() if value is not None}
+
+
+def write_model(
+    path: Path,
+    args: argparse.Namespace,
     model: GFMForPreTraining,
     processor: GFMImageProcessor,
-    results: dict[str, Any],
-    facts: dict[str, Any],
-    hub_model_id: str | None,
+    about: dict[str, Any],
+    progress: dict[str, Any],
 ) -> None:
-    """Write model, processor, code, card and results, all or nothing."""
-
-    def write(path: Path) -> None:
-        model.save_pretrained(path)
-        processor.save_pretrained(path)
-        name = hub_model_id or folder.path.name
-        model_card(model.config, processor, facts, title=name.rpartition("/")[2], where=name).save(path / "README.md")
-        (path / "all_results.json").write_text(json.dumps(results, indent=2))
-
-    folder.save_result(write)
-
-
-def push(folder: RunFolder, repo_id: str, token: str | None) -> None:
-    """Upload the finished folder; whatever happens, the local result stays."""
+    """Write model, processor, code, results, log and card into a new folder."""
+    seconds = progress["energy"]["device_hours"] * 3600 / about["devices"]
+    facts = {**about, "steps": progress["step"], **progress["scores"], **progress["energy"]}
+    facts |= {"images_per_second": progress["images"] / seconds}
+    results = {**facts, "unreadable": progress["unreadable"], "arguments": arguments_of(args)}
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    (path / "all_results.json").write_text(json.dumps(results, indent=2))
+    card = Path(args.output_dir) / "README.md"
+    if card.exists():  # a person may have written into it
+        shutil.copyfile(card, path / card.name)
     try:
-        print(f"pushed to {push_folder(folder.path, repo_id, token=token)}")
-    except Exception as error:  # the network, the token, the quota: none of them may cost the run
-        print(
-            f"warning: pushing to {repo_id} failed ({' '.join(str(error).split())[:200]}); everything is in "
-            f"{folder.path}; push it later with: hf upload {repo_id} {folder.path}",
-            file=sys.stderr,
-        )
+        write_card(path, hub_name(args), facts)
+    except ValueError as error:
+        print(f"warning: README.md stays as it is: {error}", file=sys.stderr)
+
+
+def hub_name(args: argparse.Namespace) -> str:
+    """The repository that a run is pushed to, and the name on its card."""
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    if args.push_to_hub:
+        try:
+            validate_repo_id(name)
+        except ValueError as error:
+            raise InputError(
+                f"--push_to_hub cannot use {name!r} as a name; give --hub_model_id namespace/name."
+            ) from error
+    return name
 
 
 @command
@@ -420,7 +481,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.streaming and args.max_train_steps is None:
         raise InputError("--streaming does not know how long an epoch is; pass --max_train_steps.")
-    arguments = {name: value for name, value in vars(args).items() if name != "hub_token"}
     with user_input():
         accelerator = Accelerator(
             mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output_dir
@@ -428,6 +488,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.report_to and not accelerator.log_with:
         raise InputError(f"--report_to {args.report_to} is not installed; pip install it, or leave the flag out.")
     stop = StopSignal()
+    hub_name(args)  # refused now rather than after the last step
     folder = RunFolder(args.output_dir, accelerator, args.checkpoints_total_limit)
     resume_from = folder.checkpoint_to_resume(args.resume_from_checkpoint)
 
@@ -498,7 +559,7 @@ def main(argv: list[str] | None = None) -> None:
         "steps": schedule.total_steps,
         "student": {name: value for name, value in json.loads(config.to_json_string()).items() if name != "auto_map"},
         "normalisation": [processor.image_mean, processor.image_std, args.rescale_factor],
-        "student_init": args.student_init,
+        "student_init": args.model_name_or_path or args.student_init,
     }
     run = json.loads(json.dumps(run))  # as a checkpoint gives it back
     progress: dict[str, Any] = {"step": 0, "epoch": 0, "step_in_epoch": 0, "images": 0, "unreadable": lost, "run": run}
@@ -513,48 +574,47 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{images.description}; student with {count:,} parameters on {accelerator.device}")
         print(f"steps {progress['step']} to {schedule.total_steps}, {plan.global_batch_size} images each")
     if args.report_to:
-        accelerator.init_trackers("gfm-pretraining", {name: str(value) for name, value in arguments.items()})
+        accelerator.init_trackers("gfm-pretraining", {name: str(value) for name, value in arguments_of(args).items()})
 
-    progress, scores = train(
-        args,
-        accelerator,
-        model,
-        teacher,
-        optimizer,
-        schedule,
-        plan,
-        loader,
-        evaluation,
-        processor,
-        folder,
-        stop,
-        energy,
-        progress,
-    )
+    about = describe_run(args, accelerator, images, plan)
+    write = partial(write_model, args=args, model=accelerator.unwrap_model(model), processor=processor, about=about)
+    publisher = None
+    if args.push_to_hub and accelerator.is_main_process:
+        publisher = BackgroundPush(folder.path, hub_name(args), args.hub_private_repo, args.hub_token)
+    with publisher or nullcontext():
+        progress = train(
+            args,
+            accelerator,
+            model,
+            teacher,
+            optimizer,
+            schedule,
+            plan,
+            loader,
+            evaluation,
+            processor,
+            folder,
+            stop,
+            energy,
+            progress,
+            publisher,
+            write,
+        )
     if progress["step"] < schedule.total_steps:
         if accelerator.is_main_process:
             print(f"stopped at step {progress['step']}; go on with --resume_from_checkpoint latest")
         accelerator.end_training()
         return
 
-    facts = {"images": images.description, "data_fingerprint": images.fingerprint, "steps": progress["step"]}
-    facts |= {"global_batch_size": plan.global_batch_size, **scores, **progress["energy"]}
-    seconds = progress["energy"]["device_hours"] * 3600 / accelerator.num_processes
-    facts |= {"images_per_second": progress["images"] / seconds}
-    if args.dataset_name and not Path(args.dataset_name).exists():
-        facts["dataset_name"] = args.dataset_name
-    if args.license:
-        facts["license"] = args.license
-    results = {**facts, "unreadable": progress["unreadable"], "arguments": arguments}
-    save_model(folder, accelerator.unwrap_model(model), processor, results, facts, args.hub_model_id)
+    folder.save_result(partial(write, progress=progress))
     if accelerator.is_main_process:
-        if args.push_to_hub:
-            push(folder, args.hub_model_id or folder.path.name, args.hub_token)
+        if publisher:
+            publisher.push_result(args.hub_timeout_s, stopped=lambda: stop.received)
         for name, reason in progress["unreadable"].items():
             print(f"skipped {name}: {reason}")
         print(
-            f"done: {progress['step']} steps, eval reconstruction {scores['eval_reconstruction_loss']:.4f}, "
-            f"distillation {scores['eval_distillation_loss']:.4f}, {progress['energy']['energy_kwh']:.3f} kWh; "
+            f"done: {progress['step']} steps, eval reconstruction {progress['scores']['eval_reconstruction_loss']:.4f}, "
+            f"distillation {progress['scores']['eval_distillation_loss']:.4f}, {progress['energy']['energy_kwh']:.3f} kWh; "
             f"AutoModel.from_pretrained({str(folder.path)!r})"
         )
     accelerator.end_training()
@@ -575,8 +635,10 @@ def train(
     stop: StopSignal,
     energy: EnergyMeter,
     progress: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """The loop, from `progress` to the last step or a signal; returns the progress and the last evaluation."""
+    publisher: BackgroundPush | None,
+    write: Callable[..., None],
+) -> dict[str, Any]:
+    """The loop, from `progress` to the last step or a signal; returns the progress."""
     total, accumulation = schedule.total_steps, args.gradient_accumulation_steps
     known_images = len(plan.source) if isinstance(plan.source, ImageTable) else None
     unreadable = UnreadableImages(accelerator, known_images, progress["unreadable"])
@@ -613,6 +675,8 @@ def train(
                     raise InputError(f"The loss is {record['loss']} at step {done}; lower --learning_rate and resume.")
                 folder.log(record)
                 accelerator.log(record, step=done)
+                if publisher:
+                    publisher.poll()
                 bar.set_postfix_str(
                     f"reconstruction {record['reconstruction_loss']:.4f}, distillation {record['distillation_loss']:.4f}, "
                     f"{record['images_per_second']:.1f} images/s"
@@ -634,9 +698,11 @@ def train(
                     "scores": scores,
                 }
                 folder.save_checkpoint(done, progress)
+                if publisher and not stopping:
+                    publisher.offer(done, partial(write, progress=progress))
             if stopping:
                 break
-    return progress, scores
+    return progress
 
 
 if __name__ == "__main__":

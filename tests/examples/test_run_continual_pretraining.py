@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, SwinConfig, SwinModel, ViTConfig, ViTModel
@@ -27,6 +28,7 @@ from procedural_scenes import write_scenes  # noqa: E402
 
 from gfm_hf import GFMConfig, GFMModel  # noqa: E402
 from gfm_hf.data.sources import hold_out, open_images  # noqa: E402
+from gfm_hf.training import publishing  # noqa: E402
 
 
 SHAPE = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4), "window_size": 4}
@@ -218,6 +220,22 @@ def test_student_can_start_from_the_teacher(scenes, teacher, tmp_path):
         # Norms and biases start alike everywhere.
         matrices = [name for name in stored if stored[name].ndim > 1]
         assert sum(torch.equal(trained[name], stored[name]) for name in matrices) == min(expected, len(matrices))
+
+
+def test_a_checkpoint_is_pretrained_further(scenes, teacher, tmp_path, capsys):
+    """All its weights, decoder and projector too; at rate zero they come out as they went in."""
+    assert run(tmp_path / "first", train_dir=scenes, teacher=teacher, max_train_steps=2) == 0
+    still = {"learning_rate": 0, "warmup_learning_rate": 0, "min_learning_rate": 0, "weight_decay": 0}
+    further = {"train_dir": scenes, "teacher": teacher, "model_name_or_path": tmp_path / "first", "max_train_steps": 1}
+    assert run(tmp_path / "second", **further, **still) == 0
+    assert same_weights(tmp_path / "first", tmp_path / "second")
+    assert run(tmp_path / "third", **further) == 0 and not same_weights(tmp_path / "first", tmp_path / "third")
+    wrong = refused(capsys, tmp_path / "x", train_dir=scenes, teacher=teacher, model_name_or_path="a", config_name="b")
+    assert "--model_name_or_path brings configuration and weights" in wrong
+    small = SwinModel(SwinConfig(image_size=64, **{**SHAPE, "embed_dim": 4}))
+    small.save_pretrained(tmp_path / "small")
+    wrong = refused(capsys, tmp_path / "y", **{**further, "teacher": tmp_path / "small"})
+    assert "distilled from a teacher with other features" in wrong
 
 
 def test_configuration_keeps_what_flags_do_not_name(scenes, teacher, tmp_path):
@@ -488,31 +506,115 @@ def test_full_disk_keeps_what_is_whole(small_disk, scenes, teacher, tmp_path, ca
     assert same_weights(small_disk / "run", tmp_path / "whole")
 
 
-def test_failed_push_costs_a_warning_not_the_run(scenes, teacher, tmp_path, capsys, monkeypatch):
-    def fail(*args, **kwargs):
-        raise ConnectionError("no\nnetwork")
+# -- Cards and pushing -----------------------------------------------------------------------------------------------
 
-    monkeypatch.setattr(script, "push_folder", fail)
+# In place of `gfm-hf push`: appends what it was given to a log, then does as told.
+PUSH = """
+import json, os, sys, time
+from pathlib import Path
+folder = Path(sys.argv[3])
+seen = {"folder": str(folder), "repo": sys.argv[4:], "token": os.environ.get("HF_TOKEN")}
+seen["files"] = sorted(path.name for path in folder.iterdir())
+seen["steps"] = json.loads((folder / "all_results.json").read_text())["steps"]
+with open(sys.argv[1], "a") as log:
+    log.write(json.dumps(seen) + "\\n")
+time.sleep(60 if sys.argv[2] == "sleep" and folder.parent.name == "unfinished-push" else 0)
+if sys.argv[2] == "fail":
+    sys.exit("error: no network")
+print("https://hub/commit/1")
+"""
+
+
+@pytest.fixture
+def pushes(tmp_path, monkeypatch):
+    """Choose how pushes go; gives those that were begun."""
+
+    def choose(what="succeed"):
+        monkeypatch.setattr(
+            publishing, "PUSH_COMMAND", (sys.executable, "-S", "-c", PUSH, str(tmp_path / "log"), what)
+        )
+        return lambda: [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+
+    return choose
+
+
+def test_checkpoints_and_result_are_pushed(pushes, scenes, teacher, tmp_path, capfd, monkeypatch):
+    begun = pushes()
+    # Each push may take its time here, so that none is skipped.
+    offer = publishing.BackgroundPush.offer
+
+    def offer_and_wait(self, *args):
+        assert offer(self, *args)
+        self._child.wait()
+
+    monkeypatch.setattr(publishing.BackgroundPush, "offer", offer_and_wait)
+    out = tmp_path / "my-model"
+    flags = {"train_dir": scenes, "teacher": teacher, "max_train_steps": 5, "checkpointing_steps": 2}
+    assert run(out, push_to_hub=True, hub_private_repo=True, hub_token="hf_secret", **flags) == 0
+    assert [push["steps"] for push in begun()] == [2, 4, 5]
+    snapshots = [str(out / "unfinished-push" / f"step-{step}") for step in (2, 4)]
+    assert [push["folder"] for push in begun()] == [*snapshots, str(out)]
+    files = {"model.safetensors", "config.json", "modeling_gfm.py", "README.md", "preprocessor_config.json"}
+    for push in begun():
+        assert push["repo"] == ["my-model", "--private"] and push["token"] == "hf_secret"
+        assert files | {"all_results.json", "trainer_state.jsonl"} <= set(push["files"])
+    err = capfd.readouterr().err
+    for what in ("step 2", "step 4", "the result"):
+        assert f"pushed {what} to https://hub/commit/1" in err
+    assert not list(out.glob("unfinished*"))
+    assert "hf_secret" not in "".join(path.read_text() for path in out.glob("*.json*"))
+
+
+def test_slow_push_is_given_up_for_the_result(pushes, scenes, teacher, tmp_path, capfd):
+    begun = pushes("sleep")
+    flags = {"train_dir": scenes, "teacher": teacher, "max_train_steps": 5, "checkpointing_steps": 1}
+    started = time.monotonic()
+    assert run(tmp_path / "run", push_to_hub=True, hub_model_id="someone/model", **flags) == 0
+    assert time.monotonic() - started < 40
+    assert [push["steps"] for push in begun()][-1] == 5
+    err = capfd.readouterr().err
+    assert err.count("step 1 is still on its way") == 1 and "pushed the result" in err
+    assert not list((tmp_path / "run").glob("unfinished*"))
+
+
+def test_failed_push_costs_a_warning_not_the_run(pushes, scenes, teacher, tmp_path, capfd):
+    pushes("fail")
     flags = {"train_dir": scenes, "teacher": teacher, "max_train_steps": 1}
     assert run(tmp_path / "run", push_to_hub=True, hub_model_id="someone/model", **flags) == 0
-    text = capsys.readouterr().err
-    assert "warning: pushing to someone/model failed (no network)" in text and "hf upload someone/model" in text
+    out, err = capfd.readouterr()
+    advice = f"gfm-hf push {tmp_path / 'run'} someone/model"
+    assert "warning: the result was not pushed (no network)" in err and advice in err
+    assert out.splitlines()[-1].startswith("done: 1 steps")
     assert type(AutoModel.from_pretrained(tmp_path / "run")) is GFMModel
     assert "# model" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_push_gets_the_finished_folder(scenes, teacher, tmp_path, monkeypatch):
-    seen = {}
+def test_names_the_hub_would_not_take_are_refused_before_the_first_step(scenes, teacher, tmp_path, capsys):
+    flags = {"train_dir": scenes, "teacher": teacher, "push_to_hub": True}
+    assert run(tmp_path / "a run", **flags) == 2
+    assert "'a run'" in capsys.readouterr().err and not (tmp_path / "a run").exists()
+    assert run(tmp_path / "run", hub_model_id="a/b/c", **flags) == 2
+    assert "give --hub_model_id namespace/name" in capsys.readouterr().err
 
-    def push(folder, repo_id, token=None):
-        seen.update({"files": {path.name for path in Path(folder).iterdir()}, "repo_id": repo_id, "token": token})
-        return "https://hub/commit"
 
-    monkeypatch.setattr(script, "push_folder", push)
-    flags = {"train_dir": scenes, "teacher": teacher, "max_train_steps": 1, "hub_token": "hf_secret"}
-    assert run(tmp_path / "my-model", push_to_hub=True, **flags) == 0
-    assert seen["repo_id"] == "my-model" and seen["token"] == "hf_secret"
-    assert {"model.safetensors", "README.md", "all_results.json", "preprocessor_config.json"} <= seen["files"]
+def test_the_card_keeps_what_a_person_wrote(scenes, teacher, tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = {"train_dir": scenes, "teacher": teacher, "max_train_steps": 2, "resume_from_checkpoint": "latest"}
+    out.mkdir()
+    (out / "README.md").write_text("---\nlicense: mit\n---\nMine.\n")
+    assert run(out, student_init="teacher", **flags) == 0
+    card = ModelCard.load(out / "README.md")
+    assert card.text.startswith("Mine.\n") and card.data.license == "mit" and "| steps | 2 |" in card.text
+    assert "base_model" not in card.data.to_dict()  # a teacher from a folder
+    assert [result.metric_type for result in card.data.eval_results] == [
+        "loss",
+        "reconstruction_loss",
+        "distillation_loss",
+    ]
+    (out / "README.md").write_text("---\nlicense: [\n---\nMine.\n")
+    assert run(out, student_init="teacher", **flags) == 0
+    assert (out / "README.md").read_text() == "---\nlicense: [\n---\nMine.\n"
+    assert "warning: README.md stays as it is: the metadata" in capsys.readouterr().err
 
 
 # -- Interruptions ---------------------------------------------------------------------------------------------------

@@ -69,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     push = _command(commands, "push", push_command, "upload a folder: model, processor, code, card")
     push.add_argument("folder", metavar="DIR")
     push.add_argument("repo", metavar="REPO", help="owner/name")
-    push.add_argument("--private", action="store_true", default=None, help="where the repository is made now")
+    push.add_argument(
+        "--private", action="store_true", default=None, help="make it private; refuses an existing public one"
+    )
     push.add_argument("--revision", help="branch to push to")
     push.add_argument("--token", help="default: the one of `hf auth login`")
     return parser
@@ -112,6 +114,7 @@ def convert_command(args: argparse.Namespace) -> None:
     from gfm_hf.convert import read_model, write_checkpoint
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what happened to the weights is said below, in one line each
 
     config = {name: value for name, value in settings.items() if name not in PROCESSOR_FIELDS}
     _check_fields(config)
@@ -183,8 +186,8 @@ def _check_fields(config: dict[str, Any]) -> None:
 
 def _write_folder(conversion: Any, settings: dict[str, Any], output: Path, overwrite: bool) -> None:
     """Model, processor, code, account and card: all of them or nothing."""
+    from gfm_hf.cards import write_card
     from gfm_hf.convert import processor_for
-    from gfm_hf.hub import write_card
 
     given = {name: settings[name] for name in PROCESSOR_FIELDS if name in settings}
     processor = processor_for(conversion, given)
@@ -194,8 +197,10 @@ def _write_folder(conversion: Any, settings: dict[str, Any], output: Path, overw
     try:
         conversion.model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        # Nothing else that a foreign file says of itself goes into the card.
+        epoch = {name: conversion.facts[name] for name in ("epoch", "max_accuracy") if name in conversion.facts}
         account = {
-            "facts": {"converted_from": Path(conversion.source).name, "layout": conversion.layout, **conversion.facts},
+            "facts": {"converted_from": Path(conversion.source).name, "layout": conversion.layout, **epoch},
             "derived": conversion.derived,
             "dropped": conversion.dropped,
             "initialised": conversion.initialised,

@@ -31,11 +31,11 @@ from transformers import AutoConfig
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from gfm_hf import GFMConfig, GFMForPreTraining, GFMImageProcessor, GFMTeacher
+from gfm_hf.cards import write_card
 from gfm_hf.data.collators import PretrainingCollator, PretrainingSamples
 from gfm_hf.data.decoding import Record
 from gfm_hf.data.plan import EpochPlan
 from gfm_hf.data.sources import ImageStream, ImageTable, hold_out, open_images
-from gfm_hf.hub import write_card
 from gfm_hf.training.energy import EnergyMeter
 from gfm_hf.training.meters import StepMeter, UnreadableImages
 from gfm_hf.training.optim import CosineSchedule, parameter_groups, scale_learning_rate, set_learning_rate
@@ -213,7 +213,9 @@ def build_config(args: argparse.Namespace) -> GFMConfig:
         overrides["distillation_stages"] = ()
     elif args.distillation_stages:
         overrides["distillation_stages"] = tuple(args.distillation_stages)
-    overrides["teacher"] = {"name": args.teacher, "revision": args.teacher_revision} if args.teacher else None
+    # Of a folder its name alone: the configuration travels, the paths of this machine do not.
+    teacher = Path(args.teacher).resolve().name if args.teacher and Path(args.teacher).exists() else args.teacher
+    overrides["teacher"] = {"name": teacher, "revision": args.teacher_revision} if teacher else None
     overrides["teacher_hidden_sizes"] = None  # known once the teacher is loaded
 
     configured = args.model_name_or_path or args.config_name

@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "metrics": set(),
     "scene": {"model"},
     "convert": {"model"},
-    "hub": {"model"},
+    "cards": {"model"},
+    "hub": {"model", "cards"},
 }
 # A saved checkpoint takes these files along, to machines that have nothing else.
 TRAVELLING = {"torch", "transformers", "numpy", "PIL", "huggingface_hub"} | set(sys.stdlib_module_names)

@@ -12,15 +12,18 @@ from gfm_hf.convert.inward import (
     MODEL_CLASSES,
     STOCK_CLASSES,
     Source,
+    architecture_of,
     describe,
     find_source,
+    read_config,
     side_file,
     timm_statistics,
 )
 from gfm_hf.convert.layouts import DERIVED
+from gfm_hf.convert.pickles import shown
 from gfm_hf.convert.reading import StoredCheckpoint, open_checkpoint
 from gfm_hf.model.configuration_gfm import GFMConfig
-from gfm_hf.model.modeling_gfm import GFMForImageClassification, GFMForPreTraining
+from gfm_hf.model.modeling_gfm import GFMForImageClassification, GFMForPreTraining, swin_fields
 
 
 NOT_TOLD = "not told"
@@ -66,15 +69,15 @@ def _describe_file(source: Source, checkpoint: StoredCheckpoint) -> dict[str, An
         **_shape(fields, model_class),
         "normalisation": _normalisation(statistics),
         "parameters in the file": f"{sum(math.prod(tensor.shape) for tensor in weights):,}",
-        "trained on": data.get("DATA_PATH") if isinstance(data, Mapping) else NOT_TOLD,
-        "epochs": training.get("EPOCHS") if isinstance(training, Mapping) else NOT_TOLD,
+        "trained on": shown(data.get("DATA_PATH")) if isinstance(data, Mapping) else NOT_TOLD,
+        "epochs": shown(training.get("EPOCHS")) if isinstance(training, Mapping) else NOT_TOLD,
         **checkpoint.facts,
     }
 
 
 def _describe_folder(source: Source, hub: Mapping[str, Any]) -> dict[str, Any]:
-    architecture = (source.config.get("architectures") or [NOT_TOLD])[0]
-    config = _gfm_config(source.config)
+    architecture = architecture_of(source.config)
+    config = read_config(source, swin_fields(source.config, GFMConfig))
     model_class: Any = MODEL_CLASSES.get(architecture) or STOCK_CLASSES.get(architecture, MODEL_CLASSES["GFMModel"])
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in model_class(config).parameters())
@@ -118,12 +121,6 @@ def _normalisation(statistics: Mapping[str, Any]) -> str:
     mean, std = (", ".join(f"{value:.4g}" for value in statistics[name]) for name in ("image_mean", "image_std"))
     factor = statistics.get("rescale_factor")
     return f"mean {mean}; standard deviation {std}" + (f"; values times {factor:.6g}" if factor else "")
-
-
-def _gfm_config(stored: Mapping[str, Any]) -> GFMConfig:
-    known = {name: value for name, value in stored.items() if name != "model_type"}
-    size = known.get("image_size")
-    return GFMConfig.from_dict(known | ({"image_size": size[0]} if isinstance(size, list) else {}))
 
 
 def _labels(config: GFMConfig) -> str:

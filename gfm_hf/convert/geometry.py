@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from gfm_hf.convert.layouts import Spelling
+from gfm_hf.convert.pickles import shown
 from gfm_hf.convert.reading import CheckpointError, StoredTensor
 
 
 BLOCK = "encoder.layers.{stage}.blocks.{block}."
 TABLE = "attention.relative_position_bias.relative_position_bias_table"
+# Far beyond any Swin; a file of names alone must not make a model of them.
+MAX_STAGES, MAX_BLOCKS, MAX_SIDE_PX = 8, 256, 2**15
 # Where three bands stand among the n of the authors' multispectral classifiers: B02, B03, B04, ... in this order.
 AUTHORS_RGB = (3, 2, 1)
 
@@ -68,7 +71,7 @@ def infer_config(weights: Weights, embedded: Mapping[str, Any], given: Mapping[s
     if patch_size != patch_width:
         raise CheckpointError(f"The patches are {patch_size} by {patch_width} pixels; only square ones are supported.")
     depths = _depths(weights)
-    tables = [weights.require(BLOCK.format(stage=stage, block=0) + TABLE, 2) for stage in range(len(depths))]
+    tables = [_table(weights, stage, depth) for stage, depth in enumerate(depths)]
     windows = [_window(rows) for rows, _ in tables]
     first = BLOCK.format(stage=0, block=0)
     swin = _section(embedded, "MODEL", "SWIN")
@@ -79,7 +82,7 @@ def infer_config(weights: Weights, embedded: Mapping[str, Any], given: Mapping[s
         "embed_dim": embed_dim,
         "depths": depths,
         "num_heads": tuple(heads for _, heads in tables),
-        "window_size": max(max(windows), _number(swin.get("WINDOW_SIZE")) or 0),
+        "window_size": max(windows),
         "mlp_ratio": weights.require(f"{first}mlp.fc1.weight", 2)[0] / embed_dim,
         "qkv_bias": weights.shape(f"{first}attention.q_proj.bias") is not None,
         "use_absolute_embeddings": weights.shape("embeddings.position_embeddings") is not None,
@@ -100,6 +103,18 @@ def _depths(weights: Weights) -> tuple[int, ...]:
         if not block:
             return tuple(depths)
         depths.append(block)
+        if block > MAX_BLOCKS or len(depths) > MAX_STAGES:
+            raise CheckpointError(f"There are {len(depths)} stages, the last of {block} blocks, which no Swin has.")
+
+
+def _table(weights: Weights, stage: int, depth: int) -> tuple[int, ...]:
+    """Rows and heads of the position tables of a stage, which all have to be alike."""
+    shapes = {weights.require(BLOCK.format(stage=stage, block=block) + TABLE, 2) for block in range(depth)}
+    if len(shapes) > 1:
+        raise CheckpointError(
+            f"The position tables of stage {stage + 1} have the shapes {sorted(shapes)}; all blocks of a stage share one."
+        )
+    return shapes.pop()
 
 
 def _window(rows: int) -> int:
@@ -117,7 +132,7 @@ def _refuse_options(weights: Weights, swin: Mapping[str, Any]) -> None:
         raise CheckpointError("The patch embedding has no norm (PATCH_NORM False), which this Swin always has.")
     if swin.get("QK_SCALE") is not None:
         raise CheckpointError(
-            f"QK_SCALE is {swin['QK_SCALE']!r:.40}, but attention here always divides by the root of the head's size."
+            f"QK_SCALE is {shown(swin['QK_SCALE'], 40)}, but attention here always divides by the root of the head's size."
         )
 
 
@@ -129,12 +144,16 @@ def _image_size(
     windows: list[int],
 ) -> int | None:
     """Side of the training images: said, or told by a mask, a cut table or the absolute positions; None if it is not."""
-    said = given.get("image_size") or _number(_section(embedded, "DATA").get("IMG_SIZE"))
-    if said:
-        return int(said)
     positions = weights.shape("embeddings.position_embeddings")
     if positions is not None and len(positions) == 3:
         return math.isqrt(positions[1]) * fields["patch_size"]
+    if given.get("image_size") is not None:
+        return given["image_size"]
+    said = _section(embedded, "DATA").get("IMG_SIZE")
+    if said is not None:
+        if type(said) is not int or not 0 < said <= MAX_SIDE_PX:
+            raise CheckpointError(f"IMG_SIZE of the stored configuration is {shown(said)}; pass image_size.")
+        return said
     for stage, (depth, window) in enumerate(zip(fields["depths"], windows)):
         pixels = fields["patch_size"] * 2**stage
         if window < max(windows):  # cut down to the map
@@ -142,7 +161,7 @@ def _image_size(
         masks = [weights.buffer(BLOCK.format(stage=stage, block=block), "attn_mask") for block in range(depth)]
         for mask in masks:
             if mask is not None and len(mask) == 3:
-                return math.isqrt(mask[0]) * window * pixels
+                return min(math.isqrt(mask[0]) * window * pixels, MAX_SIDE_PX)
     return None
 
 
@@ -161,7 +180,10 @@ def _objective(weights: Weights, embedded: Mapping[str, Any], fields: Mapping[st
         "mask_ratio": _number(data.get("MASK_RATIO")),
         "distillation_weight": _number(embedded.get("ALPHA")),
     }
-    found: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    # What cannot be trained with was not trained with.
+    found: dict[str, Any] = {
+        name: value for name, value in told.items() if value is not None and math.isfinite(value) and value > 0
+    }
     if weights.shape("projector.0.weight") is None:
         return found | {"distillation_stages": ()}
     teacher_size, student_size = weights.require("projector.0.weight", 2)
@@ -205,5 +227,5 @@ def unknown_model(names: list[str]) -> str:
         return "These are the weights of a Swin V2, another architecture; give those of a Swin (V1)."
     if re.search(r"(^|[ .])cls_token|pos_embed ", text):
         return "These are the weights of a ViT; as a teacher it can be used as it is (--teacher), converted it cannot."
-    shown = ", ".join(names[:4]) or "nothing"
-    return f"These are not the weights of a Swin in any layout that is known (there is {shown}); check the file."
+    there = ", ".join(shown(name) for name in names[:4]) or "nothing"
+    return f"These are not the weights of a Swin in any layout that is known (there is {there}); check the file."

@@ -3,30 +3,36 @@
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
 from transformers.initialization import no_init_weights
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from gfm_hf.convert.geometry import Weights, infer_config, norm_stages, unknown_model, usual_size
 from gfm_hf.convert.layouts import DERIVED, DROPPED, Spelling, part_of, recognise
-from gfm_hf.convert.reading import CheckpointError, StoredCheckpoint, open_checkpoint
+from gfm_hf.convert.pickles import shown
+from gfm_hf.convert.reading import CheckpointError, StoredCheckpoint, StoredTensor, line, open_checkpoint
 from gfm_hf.model.configuration_gfm import GFMConfig
 from gfm_hf.model.image_processing_gfm import GFMImageProcessor
 from gfm_hf.model.modeling_gfm import (
     GFMBackbone,
+    GFMForChangeDetection,
     GFMForImageClassification,
+    GFMForImageSuperResolution,
     GFMForPreTraining,
+    GFMForSemanticSegmentation,
     GFMModel,
     GFMPreTrainedModel,
+    swin_fields,
 )
 from gfm_hf.model.weights_gfm import TABLE, fit_state_dict
 
@@ -56,7 +62,18 @@ UNDECAYED = ("mask_token", "absolute_pos_embed")
 # What a file of another purpose may lack, and what stands there then.
 NEUTRAL = {"mask_token": 0.0, "layernorm.weight": 1.0, "layernorm.bias": 0.0}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MODEL_CLASSES = {cls.__name__: cls for cls in (GFMModel, GFMBackbone, GFMForPreTraining, GFMForImageClassification)}
+MODEL_CLASSES = {
+    cls.__name__: cls
+    for cls in (
+        GFMModel,
+        GFMBackbone,
+        GFMForPreTraining,
+        GFMForImageClassification,
+        GFMForSemanticSegmentation,
+        GFMForChangeDetection,
+        GFMForImageSuperResolution,
+    )
+}
 # Stock Swin's classes and ours for the same weights.
 STOCK_CLASSES = {
     "SwinForImageClassification": GFMForImageClassification,
@@ -254,10 +271,44 @@ def _json(path: Path) -> dict[str, Any]:
 # ---- folders of transformers -----------------------------------------------------------------------------------------
 
 
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The class that wrote a folder, by its config.json; empty where it does not say."""
+    named = config.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+
+
+def _check_size(source: Source) -> None:
+    """Refuse a configuration of far more weights than the folder has, before they are allocated."""
+    weights = Path(source.folder or "") / "model.safetensors"
+    if not weights.is_file():
+        return
+    stored = sum(math.prod(tensor.shape) for tensor in open_checkpoint(weights).tensors.values())
+    config = read_config(source, swin_fields(source.config, GFMConfig))
+    told = sum(tensor.numel() for tensor in _skeleton(GFMModel, config).state_dict().values())
+    if told > 2 * stored:
+        raise CheckpointError(
+            f"{source.name}: config.json tells of {told:,} weights but there are {stored:,}; check both files."
+        )
+
+
 def _load_folder(source: Source, overrides: dict[str, Any], hub: dict[str, Any]) -> Conversion:
-    architecture = (source.config.get("architectures") or [""])[0]
+    architecture = architecture_of(source.config)
     model_class: Any = MODEL_CLASSES.get(architecture) or STOCK_CLASSES.get(architecture, GFMModel)
-    model, info = model_class.from_pretrained(source.folder, output_loading_info=True, **overrides, **hub)
+    _check_size(source)
+    try:
+        model, info = model_class.from_pretrained(source.folder, output_loading_info=True, **overrides, **hub)
+    # Whatever transformers, safetensors or torch stumble over is in the folder.
+    except (
+        RuntimeError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
+        raise CheckpointError(f"{source.name} cannot be loaded ({line(error)}); check its files.") from error
     _refuse_not_finite(source.name, dict(model.named_parameters()))
     stored = side_file(source, "preprocessor_config.json", hub)
     # Statistics of other bands than the model now has say nothing.
@@ -282,6 +333,11 @@ def describe(
     spelling = recognise(checkpoint.tensors)
     if spelling is None:
         raise CheckpointError(f"{source.name}: {unknown_model(list(checkpoint.tensors))}")
+    empty = [name for name, tensor in checkpoint.tensors.items() if 0 in tensor.shape]
+    if empty:
+        raise CheckpointError(
+            f"{source.name}: {shown(empty[0])} is empty, which no weight of a Swin is; check the file."
+        )
     weights = Weights(checkpoint.tensors, spelling)
     if "image_size" not in given and _timm_size(source.config):
         given = {**given, "image_size": _timm_size(source.config)}
@@ -301,10 +357,9 @@ def describe(
 
 def _timm_size(config: Mapping[str, Any]) -> int | None:
     """Side of the images in a config.json of timm."""
-    size = (
-        config.get("pretrained_cfg", {}).get("input_size") if isinstance(config.get("pretrained_cfg"), dict) else None
-    )
-    return int(size[1]) if isinstance(size, list) and len(size) == 3 else None
+    stored = config.get("pretrained_cfg")
+    size = stored.get("input_size") if isinstance(stored, dict) else None
+    return size[1] if isinstance(size, list) and len(size) == 3 and type(size[1]) is int and size[1] > 0 else None
 
 
 def timm_statistics(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,17 +387,21 @@ def _convert(source: Source, checkpoint: StoredCheckpoint, overrides: dict[str, 
             )
     same_bands = overrides.get("num_channels", fields["num_channels"]) == fields["num_channels"]
     bands = {name: overrides[name] for name in ("band_names", "rgb_channels") if name in overrides and same_bands}
-    stored_config = GFMConfig.from_dict(fields, **bands)
-    config = GFMConfig.from_dict(stored_config.to_dict(), **overrides)
+    stored_config = read_config(source, fields, **bands)
+    config = read_config(source, stored_config.to_dict(), **overrides)
+
+    # Nothing is allocated before every weight is known to be in the file, in the shape that the others imply.
+    account = Conversion(_skeleton(model_class, stored_config), source.name, spelling.layout.name, checkpoint.facts)
+    places = _places(account, checkpoint, spelling)
+    state = _our_weights(checkpoint, spelling, places, stored_config.window_size)
+    _refuse_not_finite(source.name, state)
     moves = any(getattr(config, name) != getattr(stored_config, name) for name in MOVING)
     with nullcontext() if moves else no_init_weights():
-        model = model_class(config)
-
-    state, account = _our_weights(source.name, model, checkpoint, spelling, stored_config.window_size)
-    _refuse_not_finite(source.name, state)
+        account.model = model_class(config)
     if moves:
-        state = fit_state_dict(state, model, stored_config.rgb_channels)
-    _fill(source.name, model, state)
+        rgb = stored_config.rgb_channels
+        state = fit_state_dict(state, account.model, None if rgb is None else tuple(rgb))
+    _fill(source.name, account.model, state)
     account.statistics = timm_statistics(source.config)
     if model_class is GFMForPreTraining:
         told = {*fields, *overrides}
@@ -351,43 +410,74 @@ def _convert(source: Source, checkpoint: StoredCheckpoint, overrides: dict[str, 
     return account
 
 
-def _our_weights(
-    name: str, model: GFMPreTrainedModel, checkpoint: StoredCheckpoint, spelling: Spelling, window: int
-) -> tuple[dict[str, torch.Tensor], Conversion]:
-    """The file's tensors under the model's names, in its own geometry, and an account of all others."""
-    account = Conversion(model, name, spelling.layout.name, checkpoint.facts)
-    stored = checkpoint.read()
-    places = {full_name: spelling.of(full_name.removeprefix("swin."), stored) for full_name in model.state_dict()}
-    account.initialised = [full_name for full_name, theirs in places.items() if theirs not in stored]
+def read_config(source: Source, fields: dict[str, Any], **overrides: Any) -> GFMConfig:
+    """A configuration from what a source tells; its contradictions are the source's.
+
+    Raises:
+        CheckpointError: Fields have the wrong type or contradict each other.
+    """
+    try:
+        return GFMConfig.from_dict(fields, **overrides)
+    # The fields' types are checked by exceptions that are no ValueError.
+    except Exception as error:
+        raise CheckpointError(f"{source.name}: {' '.join(str(error).split())}") from error
+
+
+def _skeleton(model_class: Any, config: GFMConfig) -> Any:
+    """The model without memory for its weights: names and shapes."""
+    with torch.device("meta"), no_init_weights():
+        return model_class(config)
+
+
+def _places(account: Conversion, checkpoint: StoredCheckpoint, spelling: Spelling) -> dict[str, str]:
+    """Where in the file each of our weights is, after a look at every name and shape in it."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in account.model.state_dict().items()}
+    places = {name: spelling.of(name.removeprefix("swin."), checkpoint.tensors) for name in shapes}
+    account.initialised = [name for name, theirs in places.items() if theirs not in checkpoint.tensors]
     _account_for_missing(account)
-    _account_for_rest(account, set(stored) - set(places.values()), spelling)
-    readers = Counter(places.values())
+    _account_for_rest(account, set(checkpoint.tensors) - set(places.values()), spelling)
+    found = {name: theirs for name, theirs in places.items() if theirs in checkpoint.tensors}
+    for name, theirs in found.items():
+        _check_stored(account.source, theirs, checkpoint.tensors[theirs], spelling, name, shapes[name])
+    return found
+
+
+def _check_stored(
+    source: str, theirs: str, stored: StoredTensor, spelling: Spelling, name: str, shape: tuple[int, ...]
+) -> None:
+    if stored.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{source}: {shown(theirs)} is of type {stored.dtype}; only floating point weights convert, so save these as "
+            "such."
+        )
+    if name.endswith(TABLE):
+        return  # a smaller one is fine, and all of a stage were compared with each other
+    if spelling.layout.fused and part_of(name) is not None:
+        shape = (3 * shape[0], *shape[1:])
+    if stored.shape != shape:
+        raise CheckpointError(
+            f"{source}: {shown(theirs)} has shape {stored.shape} but {shape} follows from the other weights; check the file."
+        )
+
+
+def _our_weights(
+    checkpoint: StoredCheckpoint, spelling: Spelling, places: Mapping[str, str], window: int
+) -> dict[str, torch.Tensor]:
+    """The file's tensors under the model's names, in the file's own geometry."""
+    names: dict[str, list[str]] = {}
+    for name, theirs in places.items():
+        names.setdefault(theirs, []).append(name)
     state = {}
-    for full_name, theirs in places.items():
-        if theirs not in stored:
-            continue
-        _check_type(name, theirs, stored[theirs], spelling, full_name)
-        tensor = spelling.layout.to_ours(full_name.removeprefix("swin."), stored[theirs])
-        if full_name.endswith(TABLE):
-            tensor = _centred(tensor, (2 * window - 1) ** 2)
-        # A part of a larger block keeps the whole block alive, and thirds of one block would be saved as one.
-        owns = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
-        state[full_name] = tensor if owns else tensor.clone(memory_format=torch.contiguous_format)
-        readers[theirs] -= 1
-        if not readers[theirs]:
-            del stored[theirs]  # with a copy made, the original is only weight
-    return state, account
-
-
-def _check_type(name: str, theirs: str, tensor: torch.Tensor, spelling: Spelling, full_name: str) -> None:
-    if tensor.dtype not in FLOATS:
-        raise CheckpointError(
-            f"{name}: {theirs} is of type {tensor.dtype}; only floating point weights convert, so save these as such."
-        )
-    if spelling.layout.fused and part_of(full_name) is not None and len(tensor) % 3:
-        raise CheckpointError(
-            f"{name}: {theirs} has {len(tensor)} rows, which are not query, key and value; check the file."
-        )
+    for theirs, ours in names.items():  # one block of the file in memory beside what was taken from it
+        stored = checkpoint.read(theirs)
+        for name in ours:
+            tensor = spelling.layout.to_ours(name.removeprefix("swin."), stored)
+            if name.endswith(TABLE):
+                tensor = _centred(tensor, (2 * window - 1) ** 2)
+            # A part of a larger block keeps the whole block alive, and thirds of one block would be saved as one.
+            owns = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+            state[name] = tensor if owns else tensor.clone(memory_format=torch.contiguous_format)
+    return state
 
 
 def _centred(table: torch.Tensor, rows: int) -> torch.Tensor:
@@ -415,7 +505,7 @@ def _account_for_rest(account: Conversion, names: set[str], spelling: Spelling) 
     if unknown:
         more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
         raise CheckpointError(
-            f"{account.source} holds weights that have no place in a Swin: {', '.join(unknown[:4])}{more}; it is another "
+            f"{account.source} holds weights that have no place in a Swin: {', '.join(map(shown, unknown[:4]))}{more}; it is another "
             "architecture, or remove them from the file."
         )
 
@@ -476,9 +566,7 @@ def adam_state(path: str | Path, model: GFMPreTrainedModel) -> dict[str, dict[st
     """
     checkpoint = open_checkpoint(path)
     spelling = recognise(checkpoint.tensors)
-    content = checkpoint.read_all()
-    stored = content.get("optimizer", {}).get("state") if isinstance(content.get("optimizer"), dict) else None
-    if spelling is None or not stored:
+    if spelling is None or not checkpoint.optimizer:
         raise CheckpointError(f"{path} holds no state of an optimizer; start a fresh one.")
     trained = [
         name
@@ -487,17 +575,17 @@ def adam_state(path: str | Path, model: GFMPreTrainedModel) -> dict[str, dict[st
     ]
     plain = [name for name in trained if len(checkpoint.tensors[name].shape) == 1 or name.endswith(UNDECAYED)]
     order = [name for name in trained if name not in plain] + plain
-    moments = {name: stored.get(index) for index, name in enumerate(order)}
+    moments = {name: checkpoint.optimizer.get(index, {}) for index, name in enumerate(order)}
     state = {}
     for full_name, parameter in model.named_parameters():
         ours = full_name.removeprefix("swin.")
-        entry = moments.get(spelling.of(ours, checkpoint.tensors))
-        if not isinstance(entry, dict) or not {"step", "exp_avg", "exp_avg_sq"} <= set(entry):
+        entry = moments.get(spelling.of(ours, checkpoint.tensors), {})
+        if not {"step", "exp_avg", "exp_avg_sq"} <= set(entry):
             raise CheckpointError(f"{path} holds no moments for {full_name}; start a fresh optimizer.")
-        averages = {name: spelling.layout.to_ours(ours, entry[name]).clone() for name in ("exp_avg", "exp_avg_sq")}
+        averages = {name: spelling.layout.to_ours(ours, entry[name]()).clone() for name in ("exp_avg", "exp_avg_sq")}
         if any(average.shape != parameter.shape for average in averages.values()):
             raise CheckpointError(f"{path}: the moments of {full_name} are not of its shape; start a fresh optimizer.")
-        state[full_name] = {"step": torch.as_tensor(entry["step"]).clone(), **averages}
+        state[full_name] = {"step": entry["step"](), **averages}
     return state
 
 

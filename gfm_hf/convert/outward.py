@@ -112,6 +112,8 @@ def translate(model: GFMPreTrainedModel, layout: Layout) -> tuple[dict[str, torc
 
 def _no_place(ours: str, layout: Layout, model: GFMPreTrainedModel) -> str | None:
     """Why the target has no such weight; None if it has."""
+    if ours.startswith(("decode_head.", "upscaler.")):
+        return "belongs to a head that the target does not have"
     if layout.name == "authors":
         is_classifier = isinstance(model, GFMForImageClassification)
         if ours == "embeddings.mask_token" and is_classifier:

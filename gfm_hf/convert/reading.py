@@ -1,52 +1,32 @@
-"""Reads a weight file without executing anything in it and without allocating what it merely claims to hold.
+"""Reads a weight file without running anything in it and without allocating what it merely claims to hold.
 
-A pickle is walked twice. The first walk builds nothing but names, shapes and numbers, through stand-ins for the few
-types that checkpoints are made of, and compares every tensor with the bytes that are there. Only then torch reads it,
-with `weights_only`. Safetensors files need one look at their header.
+First only names, shapes and numbers are read, and every tensor is compared with the bytes that are there; then the
+weights, one block at a time. This is stricter than `torch.load(weights_only=True)`, which builds what it reads while it
+reads, copies on request and leaves sizes to the file.
 """
 
-import collections
 import math
-import pickle
-import pickletools
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gfm_hf.convert.pickles import LEGACY_MAGIC, MAX_BYTES, PickleError, Storage, TensorView, Walked, shown, walk
+
 
 # Entries under which checkpoints keep their weights; without one of them the file itself has to be the dictionary.
 WEIGHT_ENTRIES = ("model", "state_dict")
-# What data.pkl may weigh: names, shapes and options. That of a Swin-L with its optimizer has less than 1 MiB.
-MAX_PICKLE_BYTES = 64 * 2**20
-# torch.save writes protocol 2; protocol 4 is what people choose by hand. Opcodes that run or allocate on request
-# (INST, OBJ, NEWOBJ_EX, EXT*, BYTEARRAY8, NEXT_BUFFER, PERSID) are not among them.
-OPCODES = frozenset(
-    "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
-    "STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 "
-    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS LIST EMPTY_DICT SETITEM SETITEMS DICT EMPTY_SET "
-    "ADDITEMS GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID "
-    "GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE".split()
-)
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-STORAGE_TYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+LEGACY_PARTS = ("magic number", "protocol", "machine", "content", "storage keys")
+# A directory of more entries than this belongs to no model.
+MAX_ENTRIES = 20_000
+END_RECORD_BYTES = 22
+LOCAL_HEADER_BYTES = 30
 SAFETENSORS_TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -81,19 +61,19 @@ class StoredCheckpoint:
         path: The file.
         kind: "safetensors", "torch" or "torch (legacy)".
         tensors: Name -> shape and type of the weights, without optimizer and the like.
+        read: Reads one weight by its name, into memory of its own.
         config: The configuration that the authors' code stores next to the weights, as nested dictionaries.
         facts: Other plain entries, such as the epoch.
-        read: Reads the weights: name -> tensor, in memory of their own.
-        read_all: Reads everything that the file holds, such as the optimizer's state beside the weights.
+        optimizer: The state of the optimizer by parameter, with a reader in the place of each tensor.
     """
 
     path: Path
     kind: str
     tensors: dict[str, StoredTensor]
-    read: Callable[[], dict[str, torch.Tensor]]
-    read_all: Callable[[], dict[str, Any]]
+    read: Callable[[str], torch.Tensor]
     config: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[int, dict[str, Callable[[], torch.Tensor]]] = field(default_factory=dict)
 
 
 def open_checkpoint(path: str | Path) -> StoredCheckpoint:
@@ -104,16 +84,25 @@ def open_checkpoint(path: str | Path) -> StoredCheckpoint:
     """
     path = Path(path)
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is no file; give a weight file.")
         with path.open("rb") as file:
             start = file.read(64)
+        _refuse_other_files(path, start)
+        if start[8:9] == b"{":  # behind the length of its header
+            return _open_safetensors(path)
+        if start.startswith(b"PK"):
+            return _open_zip(path)
+        if start.startswith(b"\x80"):
+            return _open_legacy(path)
+        return _open_safetensors(path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    _refuse_other_files(path, start)
-    if start.startswith(b"PK"):
-        return _open_zip(path)
-    if start[:1] == b"\x80":
-        return _open_legacy(path)
-    return _open_safetensors(path)
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or line(error)}); check the path.") from error
+
+
+def line(error: Exception) -> str:
+    """The first line of an error, short."""
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[0], 160)
 
 
 def _refuse_other_files(path: Path, start: bytes) -> None:
@@ -140,313 +129,246 @@ def _open_safetensors(path: Path) -> StoredCheckpoint:
                 dtype = SAFETENSORS_TYPES.get(described.get_dtype())
                 if dtype is None:
                     raise CheckpointError(
-                        f"{path}: {name} is of type {described.get_dtype()}; weights are floating point numbers."
+                        f"{path}: {shown(name)} is of type {described.get_dtype()}; weights are floating point numbers."
                     )
                 tensors[name] = StoredTensor(tuple(described.get_shape()), dtype)
-            facts = {f"metadata.{name}": value for name, value in (file.metadata() or {}).items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is neither safetensors nor a file of torch.save, or it is damaged ({_line(error)}); download it again."
+            f"{path} is neither safetensors nor a file of torch.save, or it is damaged ({line(error)}); download it again."
         ) from error
 
-    def read_one(name: str) -> torch.Tensor:
+    def read(name: str) -> torch.Tensor:
         with safe_open(
             path, "pt"
         ) as file:  # opened for each, so that no more of the mapped file than one stays in memory
             return file.get_tensor(name).clone()
 
-    def read() -> dict[str, torch.Tensor]:
-        return {name: read_one(name) for name in tensors}
-
-    return StoredCheckpoint(path, "safetensors", tensors, read, read, facts=facts)
+    return StoredCheckpoint(path, "safetensors", tensors, read)
 
 
 # ---- files of torch.save ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Storage:
-    """A block of numbers, by name."""
-
-    key: str
-    dtype: torch.dtype
-    numel: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """A view of a storage."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-class _ConfigNode(dict[str, Any]):
-    """Stand-in for yacs' CfgNode: a dictionary."""
-
-
-def _rebuild_tensor(storage: _Storage, offset: int, shape: Any, stride: Any, *_: Any) -> _Tensor:
-    return _Tensor(storage, offset, tuple(shape), tuple(stride))
-
-
-def _rebuild_parameter(data: _Tensor, *_: Any) -> _Tensor:
-    return data
-
-
-# Everything a pickle may name, and what stands in for it. All of it is inert: no call does more than keep its arguments.
-GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("yacs.config", "CfgNode"): _ConfigNode,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{(module, name): dtype for module in ("torch", "torch.cuda") for name, dtype in STORAGE_TYPES.items()},
-}
-
-
-class _Inspector(pickle.Unpickler):
-    """Unpickler that knows nothing but `GLOBALS`."""
-
-    def __init__(self, data: bytes, path: Path) -> None:
-        super().__init__(BytesIO(data))
-        self._path = path
-        self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return GLOBALS[module, name]
-        except KeyError:
-            raise CheckpointError(
-                f"{self._path} wants to run {module}.{name}, which weights do not need; nothing was run. Get the file "
-                "from a source you trust, and save its tensors alone."
-            ) from None
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, numel = pid[:5]
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(numel, int) or numel < 0:
-            raise CheckpointError(f"{self._path} is damaged: a storage is described as {pid!r:.100}.")
-        storage = _Storage(str(key), dtype, numel)
-        if self.storages.setdefault(storage.key, storage) != storage:
-            raise CheckpointError(f"{self._path} is damaged: storage {key} is described twice, differently.")
-        return storage
-
-
-def _inspect(data: bytes, path: Path) -> tuple[Any, dict[str, _Storage], int]:
-    """Walk one pickle: its content with stand-ins, its storages by key, its length in bytes."""
-    length = _check_opcodes(data, path)
-    inspector = _Inspector(data, path)
-    try:
-        return inspector.load(), inspector.storages, length
-    except CheckpointError:
-        raise
-    # Nothing of ours runs while it loads: whatever goes wrong is the file's doing.
-    except Exception as error:
-        raise CheckpointError(f"{path} is damaged ({_line(error)}); download it again.") from error
-
-
-def _check_opcodes(data: bytes, path: Path) -> int:
-    """Refuse what no checkpoint needs before the unpickler sees it; returns the pickle's length.
-
-    An index far beyond what was stored makes the unpickler allocate a table of that size.
-    """
-    end = 0
-    try:
-        for steps, (opcode, argument, position) in enumerate(pickletools.genops(data), start=1):
-            end = int(position or 0) + 1
-            if opcode.name not in OPCODES:
-                raise CheckpointError(
-                    f"{path} uses the pickle operation {opcode.name}, which weights do not need; nothing was run. Get the "
-                    "file from a source you trust, and save its tensors alone."
-                )
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(str(argument)) > steps:
-                raise CheckpointError(f"{path} is damaged: its pickle refers to entry {argument} after {steps} steps.")
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{path} is damaged ({_line(error)}); download it again.") from error
-    return end
-
-
 def _open_zip(path: Path) -> StoredCheckpoint:
-    entries = _check_archive(path)
+    archive, entries = _check_archive(path)
     root = _pickle_root(path, entries)
     pickled = entries[f"{root}/data.pkl"]
-    if pickled.file_size > MAX_PICKLE_BYTES:
+    if pickled.file_size > MAX_BYTES:
         raise CheckpointError(
-            f"{path} has a pickle of {pickled.file_size:,} bytes; weights need less than a thousandth."
+            f"{path} has a pickle of {pickled.file_size:,} bytes; that of weights has a tenth of it."
         )
-    with zipfile.ZipFile(path) as archive:
-        try:
-            data = archive.read(pickled)
-            byteorder = f"{root}/byteorder"
-            if byteorder in entries and archive.read(byteorder) != b"little":
-                raise CheckpointError(
-                    f"{path} was written on a big-endian machine; save it anew as safetensors there."
-                )
-        except zipfile.BadZipFile as error:
-            raise CheckpointError(f"{path} is damaged ({_line(error)}); download it again.") from error
-    content, storages, _ = _inspect(data, path)
-    for storage in storages.values():
+    byteorder = entries.get(f"{root}/byteorder")
+    if byteorder is not None and _read_entry(path, archive, byteorder) != b"little":
+        raise CheckpointError(f"{path} was written on a big-endian machine; save it anew as safetensors there.")
+    walked = _walk(path, bytes(_read_entry(path, archive, pickled)))
+    for storage in walked.storages.values():
         entry = entries.get(f"{root}/data/{storage.key}")
         if entry is None or entry.file_size != storage.numel * storage.dtype.itemsize:
-            there = "not there" if entry is None else f"{entry.file_size:,} bytes"
+            there = "is not there" if entry is None else f"has {entry.file_size:,} bytes"
             raise CheckpointError(
-                f"{path} is damaged: storage {storage.key} should have {storage.numel:,} numbers of {storage.dtype} but is "
-                f"{there}; download it again."
+                f"{path} is damaged: storage {shown(storage.key)} should have {storage.numel:,} numbers of "
+                f"{storage.dtype} but {there}; download it again."
             )
-    return _described(path, "torch", content, lambda: _load(path))
+    return _described(
+        path, "torch", walked.content, lambda key: _read_entry(path, archive, entries[f"{root}/data/{key}"])
+    )
 
 
-def _check_archive(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The entries of a zip archive that stores its content plainly and no more of it than the file has bytes."""
+def _check_archive(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """An open zip archive that is built like those of torch.save: plain, one entry behind the other, nothing else."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            listed = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is damaged or cut off ({_line(error)}); download it again.") from error
-    entries = {entry.filename: entry for entry in listed}
-    if len(entries) != len(listed):
+        archive = zipfile.ZipFile(path)
+        listed, start_of_directory, comment = archive.infolist(), archive.start_dir, archive.comment
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged or cut off ({line(error)}); download it again.") from error
+    if len(listed) > MAX_ENTRIES:
+        raise CheckpointError(f"{path} is an archive of {len(listed):,} entries, which no model has.")
+    if len({entry.filename.casefold() for entry in listed}) != len(listed):
         raise CheckpointError(f"{path} is damaged: two of its entries have one name.")
-    for entry in listed:
+    place = 0
+    for entry in sorted(listed, key=lambda entry: entry.header_offset):
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
             raise CheckpointError(
-                f"{path} holds {entry.filename!r:.80} compressed or encrypted, which torch.save never does; unpack the "
+                f"{path} holds {shown(entry.filename)} compressed or encrypted, which torch.save never does; unpack the "
                 "archive if it contains a weight file, or save the weights anew."
             )
-    if sum(entry.file_size for entry in listed) > path.stat().st_size:
-        raise CheckpointError(f"{path} claims more bytes than it has; download it again.")
-    return entries
+        if entry.header_offset < place:
+            raise CheckpointError(f"{path} is damaged: two of its entries share bytes; download it again.")
+        place = entry.header_offset + LOCAL_HEADER_BYTES + len(entry.filename.encode()) + entry.file_size
+    if place > start_of_directory or comment or not _ends_with_directory(path):
+        raise CheckpointError(f"{path} is damaged: it claims more or less than it has; download it again.")
+    return archive, {entry.filename: entry for entry in listed}
 
 
-def _pickle_root(path: Path, entries: Iterable[str]) -> str:
+def _ends_with_directory(path: Path) -> bool:
+    """Whether the archive's closing record is the file's last, so that all readers find the same directory."""
+    with path.open("rb") as file:
+        file.seek(-END_RECORD_BYTES, 2)
+        return file.read(4) == b"PK\x05\x06"
+
+
+def _pickle_root(path: Path, entries: dict[str, zipfile.ZipInfo]) -> str:
     roots = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
     if len(roots) != 1 or "/" in roots[0] or roots[0] in ("", ".", ".."):
         raise CheckpointError(
             f"{path} is a zip archive but not one of torch.save; unpack it and give the weight file inside."
         )
-    if any(name.startswith(f"{roots[0]}/code/") for name in entries):
+    if any(name == f"{roots[0]}/constants.pkl" or name.startswith(f"{roots[0]}/code/") for name in entries):
         raise CheckpointError(f"{path} is a TorchScript program; save its state_dict() with torch.save instead.")
     return roots[0]
 
 
+def _read_entry(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytearray:
+    data = bytearray(entry.file_size)
+    try:
+        with archive.open(entry) as file:
+            count = cast(Any, file).readinto(data)
+            rest = file.read(1)  # at the end the checksum is compared
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+        raise CheckpointError(f"{path} is damaged ({line(error)}); download it again.") from error
+    if count != len(data) or rest:
+        raise CheckpointError(f"{path} is damaged: {shown(entry.filename)} is cut off; download it again.")
+    return data
+
+
 def _open_legacy(path: Path) -> StoredCheckpoint:
-    """Five pickles (magic number, protocol, machine, content, storage keys), then the storages one by one."""
-    size = path.stat().st_size
+    """Five pickles (`LEGACY_PARTS`), then the storages one by one: a length in 8 bytes and the numbers."""
     with path.open("rb") as file:
-        start = file.read(min(size, MAX_PICKLE_BYTES))
-        parts: list[Any] = []
-        storages: dict[str, _Storage] = {}
-        position = 0
-        for _ in range(5):
-            content, found, length = _inspect(start[position:], path)
-            parts.append(content)
-            storages |= found
-            position += length
-            if parts[0] != LEGACY_MAGIC:
-                break
-        magic, protocol, machine, content, keys = (parts + [None] * 5)[:5]
-        if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
+        start = file.read(MAX_BYTES)
+    parts: dict[str, Any] = {}
+    storages: dict[str, Storage] = {}
+    position = 0
+    for name in LEGACY_PARTS:
+        walked = _walk(path, start[position:])
+        parts[name] = walked.content
+        storages |= walked.storages
+        position += walked.length
+        if parts["magic number"] != LEGACY_MAGIC or isinstance(parts["magic number"], bool):
             raise CheckpointError(f"{path} is a pickle but not one of torch.save; save its tensors with torch.save.")
-        if not isinstance(machine, dict) or not machine.get("little_endian"):
-            raise CheckpointError(f"{path} was written on a big-endian machine; save it anew as safetensors there.")
-        _check_legacy_storages(path, file, position, size, keys, storages)
-    return _described(path, "torch (legacy)", content, lambda: _load(path))
+    machine = parts["machine"]
+    if parts["protocol"] != LEGACY_PROTOCOL or not isinstance(machine, dict):
+        raise CheckpointError(f"{path} is a pickle but not one of torch.save; save its tensors with torch.save.")
+    if machine.get("little_endian") is not True:
+        raise CheckpointError(f"{path} was written on a big-endian machine; save it anew as safetensors there.")
+    places = _legacy_places(path, position, parts["storage keys"], storages)
+
+    def read(key: str) -> bytearray:
+        data = bytearray(storages[key].numel * storages[key].dtype.itemsize)
+        with path.open("rb") as file:
+            file.seek(places[key])
+            if file.readinto(data) != len(data):
+                raise CheckpointError(f"{path} is cut off at storage {shown(key)}; download it again.")
+        return data
+
+    return _described(path, "torch (legacy)", parts["content"], read)
 
 
-def _check_legacy_storages(
-    path: Path, file: BinaryIO, position: int, size: int, keys: Any, storages: dict[str, _Storage]
-) -> None:
-    """Each storage is its length in 8 bytes and its numbers; together they have to fill the file exactly."""
+def _legacy_places(path: Path, position: int, keys: Any, storages: dict[str, Storage]) -> dict[str, int]:
+    """Where the numbers of each storage begin; together they have to fill the file exactly."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
         raise CheckpointError(f"{path} is damaged: its storages are not those its tensors need; download it again.")
-    for key in keys:
-        file.seek(position)
-        numel = int.from_bytes(file.read(8), "little", signed=True)
-        if numel != storages[key].numel:
-            raise CheckpointError(f"{path} is damaged or cut off at storage {key}; download it again.")
-        position += 8 + numel * storages[key].dtype.itemsize
-    if position != size:
+    places = {}
+    with path.open("rb") as file:
+        for key in keys:
+            file.seek(position)
+            if int.from_bytes(file.read(8), "little", signed=True) != storages[key].numel:
+                raise CheckpointError(f"{path} is damaged or cut off at storage {shown(key)}; download it again.")
+            places[key] = position + 8
+            position += 8 + storages[key].numel * storages[key].dtype.itemsize
+    if position != path.stat().st_size or len(places) != len(keys):
+        raise CheckpointError(f"{path} is damaged: its storages do not fill it exactly; download it again.")
+    return places
+
+
+def _walk(path: Path, data: bytes) -> Walked:
+    try:
+        return walk(data)
+    except PickleError as error:
         raise CheckpointError(
-            f"{path} is damaged: its storages end at byte {position:,} of {size:,}; download it again."
-        )
+            f"{path} {error}. Get the file from a source you trust, or save its tensors alone."
+        ) from error
 
 
-def _described(path: Path, kind: str, content: Any, load: Callable[[], dict[str, Any]]) -> StoredCheckpoint:
-    """Find the weights in what a pickle holds, and check each of them."""
+# ---- what is in it ---------------------------------------------------------------------------------------------------
+
+
+def _described(path: Path, kind: str, content: Any, read_storage: Callable[[str], bytearray]) -> StoredCheckpoint:
+    """Find the weights in what a pickle holds, and check every tensor of it."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights.")
     entry = next((name for name in WEIGHT_ENTRIES if isinstance(content.get(name), dict)), None)
     weights = content if entry is None else content[entry]
-    other = {name: value for name, value in weights.items() if not isinstance(value, _Tensor)}
-    if other or not weights:
-        names = ", ".join(repr(name)[:40] for name in list(content)[:8])
+    if not weights or not all(isinstance(value, TensorView) for value in weights.values()):
+        names = ", ".join(shown(name, 40) for name in list(content)[:8]) or "nothing"
         raise CheckpointError(
             f"{path} has no state dict under {' or '.join(map(repr, WEIGHT_ENTRIES))}, only {names}; save one with "
             'torch.save({"model": model.state_dict()}, path).'
         )
-    tensors = {_text(path, name): _checked(path, name, tensor) for name, tensor in weights.items()}
-    for tensor in _tensors_in(content):
-        _checked(path, "a tensor beside the weights", tensor)
+    for name, view in weights.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path} is damaged: a weight is called {shown(name)}.")
+        _check_view(path, name, view)
+    for view in _views_in(content):
+        _check_view(path, "a tensor beside the weights", view)
+
+    def read_view(view: TensorView) -> torch.Tensor:
+        data = read_storage(view.storage.key)
+        flat = torch.frombuffer(data, dtype=view.storage.dtype) if data else torch.empty(0, dtype=view.storage.dtype)
+        return flat.as_strided(view.shape, view.stride, view.offset)
+
     config = content.get("config") if entry else None
-    plain = {name: value for name, value in content.items() if isinstance(value, int | float | str | bool)}
     return StoredCheckpoint(
         path,
         kind,
-        tensors,
-        read=lambda: dict(load() if entry is None else load()[entry]),
-        read_all=load,
+        {name: StoredTensor(view.shape, view.storage.dtype) for name, view in weights.items()},
+        read=lambda name: read_view(weights[name]),
         config=config if isinstance(config, dict) else {},
-        facts=plain if entry else {},
+        facts=_facts(content) if entry else {},
+        optimizer=_optimizer(content, read_view),
     )
 
 
-def _tensors_in(content: Any) -> Iterator[_Tensor]:
+def _facts(content: dict[Any, Any]) -> dict[str, Any]:
+    plain = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, int | float | str)
+    }
+    return {shown(name, 40): shown(value) if isinstance(value, str) else value for name, value in plain.items()}
+
+
+def _optimizer(
+    content: dict[Any, Any], read: Callable[[TensorView], torch.Tensor]
+) -> dict[int, dict[str, Callable[[], torch.Tensor]]]:
+    """Readers of the optimizer's tensors, by parameter and name."""
+    optimizer = content.get("optimizer")
+    state = optimizer.get("state") if isinstance(optimizer, dict) else None
+    if not isinstance(state, dict):
+        return {}
+    return {
+        index: {name: partial(read, view) for name, view in entry.items() if isinstance(view, TensorView)}
+        for index, entry in state.items()
+        if isinstance(index, int) and isinstance(entry, dict)
+    }
+
+
+def _views_in(content: Any) -> Iterator[TensorView]:
     """All tensors of nested containers, which may contain themselves."""
     waiting, seen = [content], set()
     while waiting:
         item = waiting.pop()
-        if isinstance(item, _Tensor):
+        if isinstance(item, TensorView):
             yield item
         elif isinstance(item, dict | list | tuple) and id(item) not in seen:
             seen.add(id(item))
             waiting.extend(item.values() if isinstance(item, dict) else item)
 
 
-def _text(path: Path, name: Any) -> str:
-    if not isinstance(name, str):
-        raise CheckpointError(f"{path} is damaged: a weight is called {name!r:.40}.")
-    return name
-
-
-def _checked(path: Path, name: str, tensor: _Tensor) -> StoredTensor:
+def _check_view(path: Path, name: str, view: TensorView) -> None:
     """Refuse views that repeat numbers or leave their storage: copying them could take any amount of memory."""
-    numbers = (tensor.offset, *tensor.shape, *tensor.stride)
-    if not isinstance(tensor.storage, _Storage) or len(tensor.shape) != len(tensor.stride):
-        raise CheckpointError(f"{path} is damaged: {name} has shape {tensor.shape} and strides {tensor.stride}.")
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise CheckpointError(f"{path} is damaged: {name} has shape {tensor.shape} and strides {tensor.stride}.")
-    count = math.prod(tensor.shape)
-    last = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride))
-    if count and (count > tensor.storage.numel or last >= tensor.storage.numel):
+    count = math.prod(view.shape)
+    last = view.offset + sum((size - 1) * step for size, step in zip(view.shape, view.stride))
+    if count and (count > view.storage.numel or last >= view.storage.numel):
         raise CheckpointError(
-            f"{path}: {name} claims {count:,} numbers but its storage has {tensor.storage.numel:,}; download it again."
+            f"{path}: {shown(name)} claims {count:,} numbers but its storage has {view.storage.numel:,}; download it again."
         )
-    return StoredTensor(tensor.shape, tensor.storage.dtype)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """Let torch read what was inspected."""
-    with torch.serialization.safe_globals([(collections.OrderedDict, "yacs.config.CfgNode"), set]):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({_line(error)}); download it again.") from error
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error, short."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -21,6 +21,8 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_gfm.GFMForPreTraining",
     "AutoModelForMaskedImageModeling": "modeling_gfm.GFMForPreTraining",
     "AutoModelForImageClassification": "modeling_gfm.GFMForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_gfm.GFMForSemanticSegmentation",
+    "AutoModelForImageToImage": "modeling_gfm.GFMForImageSuperResolution",
 }
 
 
@@ -48,11 +50,22 @@ class GFMConfig(SwinConfig):
         rgb_channels (`tuple[int, int, int]`): Indices of red, green and blue among the channels. Derived from
             `band_names`, or (0, 1, 2) for three unnamed channels.
         gsd (`float`): Ground sampling distance of the training images in metres.
+        decoder_channels (`int`): Channels inside the UPerNet head of segmentation and change detection.
+        pool_scales (`tuple[int]`): Cells a side to which its pyramid pools the last map.
+        auxiliary_loss_weight (`float`): Weight of the loss of a second head on the third stage, which only training has;
+            0 leaves that head out.
+        auxiliary_channels (`int`): Channels inside the second head.
+        semantic_loss_ignore_index (`int`): Label of pixels that count neither for loss nor for metrics.
+        class_weights (`tuple[float]`): Weight of each class in the cross-entropy of maps; by default all alike.
+        dice_loss_weight (`float`): Weight of a soft Dice term beside the cross-entropy of maps.
+        change_fusion (`str`): What of two dates' maps goes on: "difference", the absolute one, or "concat".
+        upscale (`int`): Factor of super-resolution: 2, 3 or 4.
+        upscale_residual (`bool`): Whether super-resolution adds what it learns to the interpolated input.
 
     Raises:
         ValueError: Two fields contradict each other.
 
-    Source: GFM sections 3.2-3.3 and the authors' pretraining configuration.
+    Source: GFM sections 3.2-3.3 and the authors' pretraining configuration; dense heads: mmsegmentation's UPerNet.
     """
 
     model_type = "gfm"
@@ -73,6 +86,16 @@ class GFMConfig(SwinConfig):
     band_names: list[str] | tuple[str, ...] | None = None
     rgb_channels: list[int] | tuple[int, ...] | None = None
     gsd: float | int | None = None
+    decoder_channels: int = 512
+    pool_scales: list[int] | tuple[int, ...] = (1, 2, 3, 6)
+    auxiliary_loss_weight: float | int = 0.4
+    auxiliary_channels: int = 256
+    semantic_loss_ignore_index: int = 255
+    class_weights: list[float] | tuple[float, ...] | None = None
+    dice_loss_weight: float | int = 0.0
+    change_fusion: str = "difference"
+    upscale: int = 4
+    upscale_residual: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.distillation_stages is None:
@@ -88,6 +111,8 @@ class GFMConfig(SwinConfig):
             "teacher_hidden_sizes",
             "band_names",
             "rgb_channels",
+            "pool_scales",
+            "class_weights",
         ):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, tuple(getattr(self, name)))
@@ -153,6 +178,13 @@ class GFMConfig(SwinConfig):
             raise ValueError(f"mask_ratio is {self.mask_ratio} but has to lie in (0, 1); the paper uses 0.6.")
         self._check_distillation()
         self._check_bands()
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        if self.change_fusion not in ("difference", "concat"):
+            raise ValueError(f'change_fusion is {self.change_fusion!r}; use "difference" (the paper\'s) or "concat".')
+        if self.upscale not in (2, 3, 4):
+            raise ValueError(f"upscale is {self.upscale}; use 2, 3 or 4.")
 
     def _check_distillation(self) -> None:
         stages = tuple(self.distillation_stages or ())

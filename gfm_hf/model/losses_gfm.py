@@ -1,5 +1,7 @@
 """Losses: tensors in, scalar out."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -88,3 +90,55 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
         return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     target = labels.to(logits.dtype) if labels.is_floating_point() else labels
     return nn.functional.cross_entropy(logits, target)
+
+
+def segmentation_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ignore_index: int = 255,
+    class_weights: Sequence[float] | None = None,
+    dice_weight: float = 0.0,
+) -> torch.Tensor:
+    """Mean cross-entropy over the labelled pixels of a batch, with a soft Dice term on request.
+
+    Args:
+        logits: (B, K, H, W).
+        labels: (B, H, W) class ids; `ignore_index` where nothing is known.
+        ignore_index: Label of pixels that do not count. A batch of nothing else has loss 0.
+        class_weights: One factor per class; the mean is weighted by them too.
+        dice_weight: Factor of one minus the Dice coefficient, averaged over the classes that occur.
+
+    Returns:
+        Scalar in float32 or wider.
+
+    Raises:
+        ValueError: Labels have another shape or lie outside the classes.
+
+    Source: mmsegmentation's defaults for UPerNet (cross-entropy); Dice: Milletari et al. 2016.
+    """
+    if labels.shape != (len(logits), *logits.shape[2:]):
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)} but {(len(logits), *logits.shape[2:])} was expected; masks have to "
+            "be as large as the images."
+        )
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    known = labels != ignore_index
+    weights = None if class_weights is None else logits.new_tensor(class_weights)
+    # Ignored pixels get some class and then no weight: a mean over no pixel at all would be no number.
+    safe = torch.where(known, labels, 0)
+    pixel_weights = known.to(logits.dtype) if weights is None else known * weights[safe]
+    errors = nn.functional.cross_entropy(logits, safe, reduction="none")
+    loss = (errors * pixel_weights).sum() / pixel_weights.sum().clamp(min=torch.finfo(logits.dtype).tiny)
+    return loss + dice_weight * _dice_loss(logits, safe, known) if dice_weight else loss
+
+
+def _dice_loss(logits: torch.Tensor, labels: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """One minus the Dice coefficient of probabilities and labels, over the whole batch, averaged over classes."""
+    shown = known.unsqueeze(1).to(logits.dtype)
+    probabilities = logits.softmax(dim=1) * shown
+    truth = nn.functional.one_hot(labels, logits.shape[1]).movedim(-1, 1) * shown
+    overlap = (probabilities * truth).sum(dim=(0, 2, 3))
+    sizes = probabilities.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
+    occurs = (truth.sum(dim=(0, 2, 3)) > 0).to(logits.dtype)
+    dice = 2 * overlap / sizes.clamp(min=torch.finfo(logits.dtype).eps)
+    return ((1 - dice) * occurs).sum() / occurs.sum().clamp(min=1)

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.models.swin.modeling_swin import (
     SwinEmbeddings,
     SwinImageClassifierOutput,
@@ -27,8 +27,14 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gfm import AUTO_MAP, GFMConfig
-from .decoders_gfm import FeatureProjector, PixelDecoder, Projection
-from .losses_gfm import classification_loss, feature_distillation_loss, masked_reconstruction_loss, pixel_mask
+from .decoders_gfm import FeatureProjector, MapDecoder, PixelDecoder, Projection, Upscaler
+from .losses_gfm import (
+    classification_loss,
+    feature_distillation_loss,
+    masked_reconstruction_loss,
+    pixel_mask,
+    segmentation_loss,
+)
 from .swin_gfm import StageOutput, embed_pixels, run_stages, to_map
 from .weights_gfm import fit_state_dict
 
@@ -37,6 +43,9 @@ logger = logging.get_logger(__name__)
 
 # Where and how to fetch a file: the part of `from_pretrained`'s arguments that the configuration needs too.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+MASK_TOKEN = "swin.embeddings.mask_token"
+FINAL_NORM = ("swin.layernorm.weight", "swin.layernorm.bias")
 
 
 @dataclass
@@ -69,6 +78,8 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
     config: GFMConfig
     # transformers' own prefix: stock Swin classes find the trunk in a GFM checkpoint.
     base_model_prefix = "swin"
+    # What a task's forward never reaches.
+    _unused_parameters: tuple[str, ...] = ()
     # Who reads a stock Swin checkpoint: heads of the same shape come along.
     _stock_class: type = SwinModel
     # An encoder taken out of a pretraining checkpoint leaves these behind by design.
@@ -89,7 +100,8 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
         if isinstance(module, (nn.Conv2d, Projection)):
             bound = module.weight[0].numel() ** -0.5
             init.uniform_(module.weight, -bound, bound)
-            init.uniform_(cast(torch.Tensor, module.bias), -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=std)
             if module.bias is not None:
@@ -97,6 +109,15 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            for ones in (module.weight, module.running_var):
+                init.ones_(cast(torch.Tensor, ones))
+            for zeros in (module.bias, module.running_mean, module.num_batches_tracked):
+                init.zeros_(cast(torch.Tensor, zeros))
+        elif isinstance(module, Upscaler) and self.config.upscale_residual:
+            last = cast(nn.Conv2d, module[-1])
+            init.zeros_(last.weight)  # nothing is added to the interpolated input yet
+            init.zeros_(cast(torch.Tensor, last.bias))
         elif isinstance(module, SwinEmbeddings):
             for parameter in (module.mask_token, module.position_embeddings):
                 if parameter is not None:
@@ -121,6 +142,14 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
             ValueError: Bands would have to move, but it is not known which are red, green and blue.
         """
         arguments = {"ignore_mismatched_sizes": ignore_mismatched_sizes, **kwargs}
+        loaded = cls._load(pretrained_model_name_or_path, *model_args, config=config, **arguments)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()  # loading makes every parameter anew
+        return loaded
+
+    @classmethod
+    def _load(cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any, **kwargs: Any) -> Any:
+        """Load as it is stored, or fit the stored weights into another geometry."""
+        arguments = kwargs
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         try:
             stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
@@ -132,7 +161,7 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
         donor_config = (SwinConfig if stored["model_type"] == "swin" else cls.config_class).from_dict(dict(stored))
         new_config = config
         if not isinstance(config, PreTrainedConfig):
-            new_config = cls.config_class.from_dict(_swin_fields(stored, cls.config_class), **wanted)
+            new_config = cls.config_class.from_dict(swin_fields(stored, cls.config_class), **wanted)
         if stored["model_type"] == "gfm" and not _moves_weights(donor_config, new_config):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **arguments)
 
@@ -182,6 +211,16 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
         }
         return (model.eval(), info) if wants_info else model.eval()
 
+    def post_init(self) -> None:
+        """Initialise, and take out of training what the class's forward never reaches."""
+        super().post_init()
+        self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """Gradients that never come would be waited for when several processes train."""
+        for name in self._unused_parameters:
+            self.get_parameter(name).requires_grad_(False)
+
     def get_input_embeddings(self) -> nn.Module:
         """The patch filters: what they return is a tensor, which peft needs beside gradient checkpointing."""
         trunk = cast(Any, getattr(self, self.base_model_prefix, self))
@@ -201,7 +240,7 @@ def _config_fields(config_class: type) -> set[str]:
     return names - {"dtype"}  # how to load, not what
 
 
-def _swin_fields(stored: dict[str, Any], config_class: type) -> dict[str, Any]:
+def swin_fields(stored: dict[str, Any], config_class: type) -> dict[str, Any]:
     """The part of a stored configuration that a GFM configuration takes over."""
     taken = {name: value for name, value in stored.items() if name in _config_fields(config_class)}
     if isinstance(taken.get("image_size"), list | tuple):
@@ -272,14 +311,13 @@ class GFMBackbone(BackboneMixin, GFMPreTrainedModel):
 
     # The norms come with the head that is trained on top; the final norm belongs to other heads.
     _keys_to_ignore_on_load_missing = [r"swin\.layernorm\..*"]
+    _unused_parameters = (MASK_TOKEN, *FINAL_NORM)
 
     def __init__(self, config: GFMConfig) -> None:
         super().__init__(config)
         self.num_features = [config.embed_dim] + [config.embed_dim * 2**stage for stage in range(len(config.depths))]
         self.swin = GFMModel(config, add_pooling_layer=False)
-        self.hidden_states_norms = nn.ModuleDict(
-            {stage: nn.LayerNorm(channels) for stage, channels in zip(self.out_features, self.channels)}
-        )
+        self.hidden_states_norms = _stage_norms(dict(zip(self.out_features, self.channels)))
         self.post_init()
 
     @can_return_tuple
@@ -300,14 +338,8 @@ class GFMBackbone(BackboneMixin, GFMPreTrainedModel):
             `feature_maps`: tuple of (B, D_i, H_i, W_i), finest first.
         """
         _refuse_attentions(output_attentions or self.config.output_attentions)
-        tokens, size = embed_pixels(self.swin, pixel_values)
-        stages = run_stages(self.swin, tokens, size)
-        outputs = [(tokens, size)] + [(stage.feature_tokens, stage.feature_size) for stage in stages]
-        feature_maps = tuple(
-            to_map(self.hidden_states_norms[name](output), output_size)
-            for name, (output, output_size) in zip(self.stage_names, outputs)
-            if name in self.out_features
-        )
+        outputs = _before_merging(self.swin, pixel_values)
+        feature_maps = _normed_maps(self.hidden_states_norms, self.stage_names, outputs)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         maps = tuple(to_map(output, output_size) for output, output_size in outputs) if wanted else None
         return BackboneOutput(feature_maps=cast(Any, feature_maps), hidden_states=cast(Any, maps))
@@ -410,6 +442,7 @@ class GFMForImageClassification(GFMPreTrainedModel):
     """
 
     _stock_class = SwinForImageClassification
+    _unused_parameters = (MASK_TOKEN,)
 
     def __init__(self, config: GFMConfig) -> None:
         super().__init__(config)
@@ -454,6 +487,258 @@ class GFMForImageClassification(GFMPreTrainedModel):
         )
 
 
+class GFMForSemanticSegmentation(GFMPreTrainedModel):
+    """UPerNet on the maps of all stages: a class for every pixel.
+
+    Source: GFM section 4 (WHU Aerial, Vaihingen); mmsegmentation's UPerNet with Swin.
+    """
+
+    _keys_to_ignore_on_load_missing = [r"swin\.layernorm\..*"]
+    _unused_parameters = (MASK_TOKEN, *FINAL_NORM)
+
+    def __init__(self, config: GFMConfig) -> None:
+        super().__init__(config)
+        self.swin = GFMModel(config, add_pooling_layer=False)
+        channels = _map_channels(config)
+        self.hidden_states_norms = _stage_norms(channels)
+        self.decode_head = _map_decoder(config, list(channels.values()))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SemanticSegmenterOutput:
+        """Classify every pixel of a batch of images.
+
+        Args:
+            pixel_values: (B, C, H, W) float, normalised.
+            labels: (B, H, W) class ids; `config.semantic_loss_ignore_index` where nothing is known.
+            output_hidden_states: Whether to return the maps of all stages, without norm.
+            output_attentions: Not offered.
+
+        Returns:
+            `logits` (B, K, H, W), and `loss` where labels were given.
+
+        Raises:
+            ValueError: Shapes of bands or labels do not fit the model.
+        """
+        _refuse_attentions(output_attentions or self.config.output_attentions)
+        outputs = _before_merging(self.swin, pixel_values)
+        maps = _normed_maps(self.hidden_states_norms, _stage_names(self.config), outputs)
+        loss, logits = _decode_maps(self, maps, pixel_values.shape[2:], labels)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states = tuple(to_map(*output) for output in outputs) if wanted else None
+        return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=cast(Any, hidden_states))
+
+
+class GFMForChangeDetection(GFMPreTrainedModel):
+    """Two dates through one encoder; what differs between their maps goes to UPerNet.
+
+    Source: GFM section 4 (OSCD, DSIFN); the absolute difference is that of SeCo, whose line the paper follows.
+    """
+
+    _keys_to_ignore_on_load_missing = [r"swin\.layernorm\..*"]
+    _unused_parameters = (MASK_TOKEN, *FINAL_NORM)
+
+    def __init__(self, config: GFMConfig) -> None:
+        super().__init__(config)
+        self.swin = GFMModel(config, add_pooling_layer=False)
+        channels = _map_channels(config)
+        self.hidden_states_norms = _stage_norms(channels)
+        factor = 2 if config.change_fusion == "concat" else 1
+        self.decode_head = _map_decoder(config, [factor * count for count in channels.values()])
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SemanticSegmenterOutput:
+        """Find what changed between two dates.
+
+        Args:
+            pixel_values: (B, 2, C, H, W) float, normalised; index 0 is the date before, 1 the one after.
+            labels: (B, H, W) class ids, 1 = changed with two classes; `config.semantic_loss_ignore_index` where nothing
+                is known.
+            output_hidden_states: Whether to return the maps of both dates, (2 B, D, h, w), before and after in turn.
+            output_attentions: Not offered.
+
+        Returns:
+            `logits` (B, K, H, W), and `loss` where labels were given.
+
+        Raises:
+            ValueError: Shapes of dates, bands or labels do not fit the model.
+        """
+        _refuse_attentions(output_attentions or self.config.output_attentions)
+        if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)} but a pair is (batch, 2, bands, rows, columns); "
+                "stack the date before and the one after on axis 1."
+            )
+        outputs = _before_merging(self.swin, pixel_values.flatten(0, 1))
+        both = _normed_maps(self.hidden_states_norms, _stage_names(self.config), outputs)
+        maps = tuple(self._fuse(feature_map.unflatten(0, (-1, 2))) for feature_map in both)
+        loss, logits = _decode_maps(self, maps, pixel_values.shape[3:], labels)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states = tuple(to_map(*output) for output in outputs) if wanted else None
+        return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=cast(Any, hidden_states))
+
+    def _fuse(self, dates: torch.Tensor) -> torch.Tensor:
+        """(B, 2, D, h, w) -> (B, D or 2 D, h, w)."""
+        if self.config.change_fusion == "concat":
+            return dates.flatten(1, 2)
+        return (dates[:, 1] - dates[:, 0]).abs()
+
+
+@dataclass
+class GFMSuperResolutionOutput(ModelOutput):
+    """Output of `GFMForImageSuperResolution`.
+
+    Attributes:
+        loss: Mean absolute error; None without labels.
+        reconstruction: (B, C, scale * H, scale * W), in the units of `pixel_values`.
+        hidden_states: Tokens (B, N, D) of the stem and after every stage, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class GFMForImageSuperResolution(GFMPreTrainedModel):
+    """The pixel decoder of pretraining back to the input's size, then convolutions to `config.upscale` times that.
+
+    The decoder of a pretraining checkpoint comes along. With `config.upscale_residual` the upscaler sees the decoded
+    image plus the input, and learns what bicubic interpolation lacks; it starts as that interpolation.
+
+    Source: GFM section 4 (SpaceNet-2) and its supplement, "residual from input to output".
+    """
+
+    _unused_parameters = (MASK_TOKEN,)
+
+    def __init__(self, config: GFMConfig) -> None:
+        super().__init__(config)
+        self.swin = GFMModel(config, add_pooling_layer=False)
+        self.decoder = PixelDecoder(config.hidden_size, config.num_channels, config.encoder_stride)
+        self.upscaler = Upscaler(config.num_channels, config.upscale)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> GFMSuperResolutionOutput:
+        """Enlarge a batch of images.
+
+        Args:
+            pixel_values: (B, C, H, W) float, normalised.
+            labels: (B, C, scale * H, scale * W), the true images in the same units.
+            output_hidden_states: Whether to return the tokens of every stage.
+            output_attentions: Not offered.
+
+        Raises:
+            ValueError: Shapes of bands or labels do not fit the model.
+        """
+        _refuse_attentions(output_attentions or self.config.output_attentions)
+        tokens, size = embed_pixels(self.swin, pixel_values)
+        stages = run_stages(self.swin, tokens, size)
+        height, width = pixel_values.shape[2:]
+        last_map = to_map(self.swin.layernorm(stages[-1].hidden_states), stages[-1].size)
+        decoded = self.decoder(last_map)[:, :, :height, :width]
+        if self.config.upscale_residual:
+            interpolated = nn.functional.interpolate(pixel_values, scale_factor=self.config.upscale, mode="bicubic")
+            reconstruction = interpolated + self.upscaler(decoded + pixel_values)
+        else:
+            reconstruction = self.upscaler(decoded)
+        loss = None
+        if labels is not None:
+            if labels.shape != reconstruction.shape:
+                raise ValueError(
+                    f"labels has shape {tuple(labels.shape)} but {tuple(reconstruction.shape)} was expected; give images "
+                    f"of {self.config.upscale} times the sides."
+                )
+            dtype = torch.promote_types(reconstruction.dtype, torch.float32)
+            loss = nn.functional.l1_loss(reconstruction.to(dtype), labels.to(dtype))
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states = _collect(tokens, size, stages)[0] if wanted else None
+        return GFMSuperResolutionOutput(loss=loss, reconstruction=reconstruction, hidden_states=hidden_states)
+
+
+# ---- what the dense heads share --------------------------------------------------------------------------------------
+
+
+def _stage_names(config: GFMConfig) -> list[str]:
+    return ["stem", *(f"stage{stage}" for stage in range(1, len(config.depths) + 1))]
+
+
+def _map_channels(config: GFMConfig) -> dict[str, int]:
+    """Channels of every stage's map before merging, finest first."""
+    return {f"stage{stage + 1}": config.embed_dim * 2**stage for stage in range(len(config.depths))}
+
+
+def _stage_norms(channels: dict[str, int]) -> nn.ModuleDict:
+    return nn.ModuleDict({stage: nn.LayerNorm(count) for stage, count in channels.items()})
+
+
+def _before_merging(trunk: GFMModel, pixel_values: torch.Tensor) -> list[tuple[torch.Tensor, tuple[int, int]]]:
+    """Tokens and map size of the stem and of every stage before its merging."""
+    tokens, size = embed_pixels(trunk, pixel_values)
+    stages = run_stages(trunk, tokens, size)
+    return [(tokens, size)] + [(stage.feature_tokens, stage.feature_size) for stage in stages]
+
+
+def _normed_maps(
+    norms: nn.ModuleDict, names: Sequence[str], outputs: Sequence[tuple[torch.Tensor, tuple[int, int]]]
+) -> tuple[torch.Tensor, ...]:
+    """Maps (B, D, h, w) of the stages that have a norm, behind it."""
+    return tuple(to_map(norms[name](tokens), size) for name, (tokens, size) in zip(names, outputs) if name in norms)
+
+
+def _map_decoder(config: GFMConfig, channels: Sequence[int]) -> MapDecoder:
+    auxiliary_channels = config.auxiliary_channels if config.auxiliary_loss_weight else 0
+    return MapDecoder(
+        channels, cast(int, config.num_labels), config.decoder_channels, config.pool_scales, auxiliary_channels
+    )
+
+
+def _decode_maps(
+    model: Any, maps: Sequence[torch.Tensor], size: Sequence[int], labels: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Loss (None without labels) and logits (B, K, H, W)."""
+    config = model.config
+
+    def full_size(logits: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+    def loss_of(logits: torch.Tensor) -> torch.Tensor:
+        return segmentation_loss(
+            logits,
+            cast(torch.Tensor, labels),
+            config.semantic_loss_ignore_index,
+            config.class_weights,
+            config.dice_loss_weight,
+        )
+
+    logits, auxiliary = model.decode_head(maps)
+    logits = full_size(logits)
+    if labels is None:
+        return None, logits
+    loss = loss_of(logits)
+    if auxiliary is not None:
+        loss = loss + config.auxiliary_loss_weight * loss_of(full_size(auxiliary))
+    return loss, logits
+
+
 def _weighted_sum(
     reconstruction: torch.Tensor | None, distillation: torch.Tensor | None, weight: float
 ) -> torch.Tensor | None:
@@ -479,3 +764,5 @@ GFMModel.register_for_auto_class("AutoModel")
 GFMBackbone.register_for_auto_class("AutoBackbone")
 GFMForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 GFMForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+GFMForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+GFMForImageSuperResolution.register_for_auto_class("AutoModelForImageToImage")

@@ -1,5 +1,6 @@
 """The authors' four weight files through the converter: their recorded losses, features and logits, and back."""
 
+import collections
 import json
 
 import numpy as np
@@ -53,6 +54,26 @@ def test_every_weight_is_accounted_for(parity_dir, file):
     assert set(conversion.derived) == buffers and set(conversion.dropped) == teacher - buffers
 
 
+def as_torch_reads(path):
+    """The whole file by torch's own reader, with a stand-in for the configuration's type."""
+    with torch.serialization.safe_globals([(collections.OrderedDict, "yacs.config.CfgNode")]):
+        return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_our_reader_reads_what_torchs_does(parity_dir, file):
+    checkpoint, theirs = open_checkpoint(parity_dir / file), as_torch_reads(parity_dir / file)
+    assert set(checkpoint.tensors) == set(theirs["model"])
+    for name, tensor in theirs["model"].items():
+        ours = checkpoint.read(name)
+        assert ours.dtype == tensor.dtype and torch.equal(ours, tensor), name
+    if "config" in theirs:
+        assert checkpoint.config["DATA"]["IMG_SIZE"] == theirs["config"]["DATA"]["IMG_SIZE"]
+        moments = theirs["optimizer"]["state"]
+        assert set(checkpoint.optimizer) == set(moments)
+        assert all(torch.equal(checkpoint.optimizer[i]["exp_avg"](), moments[i]["exp_avg"]) for i in moments)
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_way_back_is_bit_equal(parity_dir, file, tmp_path):
     """Convert, save, load, convert back: every tensor of the authors' file but the teacher's, buffers included."""
@@ -62,7 +83,7 @@ def test_way_back_is_bit_equal(parity_dir, file, tmp_path):
     back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
     stored = {
         name: tensor
-        for name, tensor in open_checkpoint(parity_dir / file).read().items()
+        for name, tensor in as_torch_reads(parity_dir / file)["model"].items()
         if not name.startswith("teacher.")
     }
     assert set(back) == set(stored)

@@ -652,8 +652,7 @@ def train(
     model.train()
     with bar, running(loader) as batches:
         for step in range(progress["step"], total):
-            rate = schedule.learning_rate(step)
-            set_learning_rate(optimizer, rate)
+            rate = set_learning_rate(optimizer, schedule, step)
             for micro_step in range(accumulation):
                 with meter.waiting(), user_input():
                     batch = next(batches)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gfm_hf.model.modeling_gfm import GFMForPreTrainingOutput
-from gfm_hf.training.optim import CosineSchedule, parameter_groups, set_learning_rate
+from gfm_hf.training.optim import CosineSchedule, parameter_groups
 
 from .authors import (
     Case,
@@ -190,7 +190,8 @@ class Trainer:
 
     def update(self, schedule_step: int) -> None:
         self.lr_used.append(self.schedule.learning_rate(schedule_step))
-        set_learning_rate(self.optimizer, self.lr_used[-1])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr_used[-1]
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from gfm_hf import GFMForImageClassification, GFMForPreTraining, GFMTeacher, convert_checkpoint
 from gfm_hf.convert import adam_state, read_model, write_checkpoint
 from gfm_hf.convert.reading import open_checkpoint
-from gfm_hf.training.optim import parameter_groups, set_learning_rate
+from gfm_hf.training.optim import parameter_groups
 
 from . import authors
 
@@ -131,7 +131,8 @@ def test_pretraining_goes_on_as_the_authors_did(parity_dir, record):
     optimizer.state.update({parameter: moments[name] for name, parameter in model.named_parameters()})
     losses = []
     for step, rate in enumerate(recorded["lr_used"], start=4):
-        set_learning_rate(optimizer, rate)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         pixel_values = authors.rule_input(f"ckpt.input.{step}", (2, 3, 192, 192))
         masks = authors.token_mask(torch.tensor(record["masks_coarse"][step]), record["config"])
         output = model(pixel_values, masks, teacher(pixel_values))

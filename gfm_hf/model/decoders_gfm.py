@@ -100,6 +100,10 @@ class MapDecoder(nn.Module):
         return self.main(maps), auxiliary
 
 
+class Correction(nn.Conv2d):
+    """A convolution whose result is added to something; its own type, because it starts at zero."""
+
+
 class Upscaler(nn.Sequential):
     """Convolutions and pixel shuffles from an image to one of `scale` times its sides.
 
@@ -108,14 +112,16 @@ class Upscaler(nn.Sequential):
     Args:
         num_channels: Bands C.
         scale: 2, 3 or 4 (twice 2).
+        residual: Whether the result is added to an interpolated image.
         width: Channels in between.
 
     Source: the "classic" upsampler of SwinIR (Liang et al. 2021), which GFM section 4 uses.
     """
 
-    def __init__(self, num_channels: int, scale: int, width: int = 64) -> None:
+    def __init__(self, num_channels: int, scale: int, residual: bool, width: int = 64) -> None:
         steps = {2: (2,), 3: (3,), 4: (2, 2)}[scale]
         layers: list[nn.Module] = [nn.Conv2d(num_channels, width, kernel_size=3, padding=1), nn.LeakyReLU()]
         for step in steps:
             layers += [nn.Conv2d(width, width * step**2, kernel_size=3, padding=1), nn.PixelShuffle(step)]
-        super().__init__(*layers, nn.Conv2d(width, num_channels, kernel_size=3, padding=1))
+        last = Correction if residual else nn.Conv2d
+        super().__init__(*layers, last(width, num_channels, kernel_size=3, padding=1))

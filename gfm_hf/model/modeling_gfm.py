@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gfm import AUTO_MAP, GFMConfig
-from .decoders_gfm import FeatureProjector, MapDecoder, PixelDecoder, Projection, Upscaler
+from .decoders_gfm import Correction, FeatureProjector, MapDecoder, PixelDecoder, Projection, Upscaler
 from .losses_gfm import (
     classification_loss,
     feature_distillation_loss,
@@ -97,7 +97,10 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
         those are left out.
         """
         std = self.config.initializer_range
-        if isinstance(module, (nn.Conv2d, Projection)):
+        if isinstance(module, Correction):
+            init.zeros_(module.weight)
+            init.zeros_(cast(torch.Tensor, module.bias))
+        elif isinstance(module, (nn.Conv2d, Projection)):
             bound = module.weight[0].numel() ** -0.5
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
@@ -114,10 +117,6 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
                 init.ones_(cast(torch.Tensor, ones))
             for zeros in (module.bias, module.running_mean, module.num_batches_tracked):
                 init.zeros_(cast(torch.Tensor, zeros))
-        elif isinstance(module, Upscaler) and self.config.upscale_residual:
-            last = cast(nn.Conv2d, module[-1])
-            init.zeros_(last.weight)  # nothing is added to the interpolated input yet
-            init.zeros_(cast(torch.Tensor, last.bias))
         elif isinstance(module, SwinEmbeddings):
             for parameter in (module.mask_token, module.position_embeddings):
                 if parameter is not None:
@@ -627,7 +626,7 @@ class GFMForImageSuperResolution(GFMPreTrainedModel):
         super().__init__(config)
         self.swin = GFMModel(config, add_pooling_layer=False)
         self.decoder = PixelDecoder(config.hidden_size, config.num_channels, config.encoder_stride)
-        self.upscaler = Upscaler(config.num_channels, config.upscale)
+        self.upscaler = Upscaler(config.num_channels, config.upscale, config.upscale_residual)
         self.post_init()
 
     @can_return_tuple

@@ -9,7 +9,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -311,10 +311,15 @@ def _described(path: Path, kind: str, content: Any, read_storage: Callable[[str]
     for view in _views_in(content):
         _check_view(path, "a tensor beside the weights", view)
 
+    # Many small views of one large block would otherwise read it again for each of them.
+    shared_storage = lru_cache(maxsize=1)(read_storage)
+
     def read_view(view: TensorView) -> torch.Tensor:
-        data = read_storage(view.storage.key)
+        whole = math.prod(view.shape) == view.storage.numel
+        data = read_storage(view.storage.key) if whole else shared_storage(view.storage.key)
         flat = torch.frombuffer(data, dtype=view.storage.dtype) if data else torch.empty(0, dtype=view.storage.dtype)
-        return flat.as_strided(view.shape, view.stride, view.offset)
+        tensor = flat.as_strided(view.shape, view.stride, view.offset)
+        return tensor if whole else tensor.clone()
 
     config = content.get("config") if entry else None
     return StoredCheckpoint(

@@ -986,7 +986,7 @@ def _(v: Valid) -> bytes:
     return body + locator + END.pack(b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
 
 
-@_registered_zip("zip-many-entries.pth", None)
+@_registered_zip("zip-many-entries.pth", "entries, which no model has")
 def _(v: Valid) -> bytes:
     return packed([*v.records, *((f"archive/data/x{index}", b"") for index in range(20_000))])
 
@@ -1438,14 +1438,17 @@ def _command(arguments: list[str]) -> int:
 
 def _fingerprint() -> str:
     """What a file could have changed in the reader: attributes of its functions and classes."""
-    from gfm_hf.convert import reading
+    from gfm_hf.convert import pickles, reading
 
     shown = []
-    for name, value in sorted(vars(reading).items()):
-        if isinstance(value, type) and value.__module__ == reading.__name__:
-            shown.append((name, sorted((key, str(item)) for key, item in vars(value).items())))
-        elif isinstance(value, types.FunctionType):
-            shown.append((name, str(sorted(vars(value))), value.__defaults__, value.__kwdefaults__))
+    for module in (pickles, reading):
+        for name, value in sorted(vars(module).items()):
+            if isinstance(value, type) and value.__module__ == module.__name__:
+                shown.append((name, sorted((key, str(item)) for key, item in vars(value).items())))
+            elif isinstance(value, types.FunctionType):
+                shown.append((name, str(sorted(vars(value))), value.__defaults__, value.__kwdefaults__))
+            elif isinstance(value, dict | list | set):
+                shown.append((name, str(value)))
     return repr(shown)
 
 

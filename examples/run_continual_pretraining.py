@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -36,33 +35,21 @@ from gfm_hf.data.collators import PretrainingCollator, PretrainingSamples
 from gfm_hf.data.decoding import Record
 from gfm_hf.data.plan import EpochPlan
 from gfm_hf.data.sources import ImageStream, ImageTable, hold_out, open_images
+from gfm_hf.training.arguments import (
+    add_batch_arguments,
+    add_run_arguments,
+    arguments_of,
+    at_least_zero,
+    hub_name,
+    positive,
+    share,
+)
 from gfm_hf.training.energy import EnergyMeter
 from gfm_hf.training.meters import StepMeter, UnreadableImages
 from gfm_hf.training.optim import CosineSchedule, parameter_groups, scale_learning_rate, set_learning_rate
 from gfm_hf.training.panels import pretraining_panel
 from gfm_hf.training.publishing import BackgroundPush
 from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, running, user_input
-
-
-def positive(text: str) -> int:
-    """Read a whole number that has to be 1 or more."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return int(text)
-
-
-def at_least_zero(text: str) -> float:
-    """Read a number that must not be negative."""
-    if not float(text) >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return float(text)
-
-
-def share(text: str) -> float:
-    """Read a number from 0 to 1."""
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return float(text)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -113,10 +100,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--gradient_checkpointing", action="store_true")
 
     optimisation = parser.add_argument_group("optimisation (METHOD: AdamW, warm-up, cosine)")
-    optimisation.add_argument("--per_device_train_batch_size", type=positive, default=128)
-    optimisation.add_argument("--gradient_accumulation_steps", type=positive, default=1)
-    optimisation.add_argument("--num_train_epochs", type=positive, default=100)
-    optimisation.add_argument("--max_train_steps", type=positive)
+    add_batch_arguments(optimisation, batch_size=128, epochs=100)
     optimisation.add_argument(
         "--learning_rate", type=at_least_zero, default=2e-4, help="for a global batch of 512; scaled"
     )
@@ -131,26 +115,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="as the released code: first rate used twice, position tables decayed",
     )
-    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
-    optimisation.add_argument("--seed", type=int, default=0)
-
-    run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", required=True)
-    run.add_argument("--logging_steps", type=positive, default=10)
-    run.add_argument("--eval_steps", type=positive, default=500)
-    run.add_argument("--checkpointing_steps", type=positive, default=500)
-    run.add_argument("--checkpoints_total_limit", type=positive, default=2)
-    run.add_argument("--resume_from_checkpoint", help='a checkpoint folder, or "latest"')
-    run.add_argument("--report_to", help="tracker of Accelerate, such as tensorboard, wandb or trackio")
-    run.add_argument("--country_iso_code", help="grid for codecarbon, such as USA; default: the paper's formula")
-    run.add_argument("--license", help="licence of the weights, for the card, such as cc-by-4.0")
-    run.add_argument(
-        "--push_to_hub", action="store_true", help="at each checkpoint, beside the training, and at the end"
-    )
-    run.add_argument("--hub_model_id", help="namespace/name; default: the name of --output_dir, in your namespace")
-    run.add_argument("--hub_private_repo", action="store_true", default=None, help="where the repository is made now")
-    run.add_argument("--hub_token", help="default: the one of `hf auth login`")
-    run.add_argument("--hub_timeout_s", type=positive, default=600, help="seconds for the last push")
+    optimisation.add_argument("--eval_steps", type=positive, default=500)
+    add_run_arguments(parser, checkpointing_steps=500)
     return parser.parse_args(argv)
 
 
@@ -411,11 +377,6 @@ def load_evaluation(
     return readable, unreadable
 
 
-def arguments_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The command line without its secret."""
-    return {name: value for name, value in vars(args).items() if name != "hub_token"}
-
-
 def describe_run(
     args: argparse.Namespace, accelerator: Accelerator, images: ImageTable | ImageStream, plan: EpochPlan
 ) -> dict[str, Any]:
@@ -462,19 +423,6 @@ def write_model(
         write_card(path, hub_name(args), facts)
     except ValueError as error:
         print(f"warning: README.md stays as it is: {error}", file=sys.stderr)
-
-
-def hub_name(args: argparse.Namespace) -> str:
-    """The repository that a run is pushed to, and the name on its card."""
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
-    if args.push_to_hub:
-        try:
-            validate_repo_id(name)
-        except ValueError as error:
-            raise InputError(
-                f"--push_to_hub cannot use {name!r} as a name; give --hub_model_id namespace/name."
-            ) from error
-    return name
 
 
 @command

@@ -165,7 +165,7 @@ def test_folder_run_leaves_a_loadable_model_card_log_and_pictures(scenes, teache
     assert "co2_eq_emissions" in (out / "README.md").read_text()
     assert not any("hf_secret" in path.read_text() for path in out.iterdir() if path.suffix in (".json", ".md"))
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-12"] and not list(out.glob("unfinished*"))
-    assert json.loads((out / "config.json").read_text())["teacher"]["name"] == str(teacher)
+    assert json.loads((out / "config.json").read_text())["teacher"]["name"] == teacher.name
 
 
 def test_training_lowers_the_loss_on_held_out_images(scenes, teacher, tmp_path):

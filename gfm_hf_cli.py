@@ -4,8 +4,10 @@ Heavy imports wait inside each sub-command, so that `gfm-hf --help` answers at o
 """
 
 import argparse
+import ast
 import contextlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         _say(f"error: {' '.join(str(error).split()) or type(error).__name__}", sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        _say("stopped; nothing was written", sys.stderr)
+        return 130
     return 0
 
 
@@ -63,7 +68,6 @@ def build_parser() -> argparse.ArgumentParser:
         dest="settings",
         help="a field of the configuration (window_size=8) or of the processor (image_mean=[0.1,0.2]); repeatable",
     )
-    convert.add_argument("--overwrite", action="store_true", help="replace OUT")
     _add_hub_arguments(convert)
 
     push = _command(commands, "push", push_command, "upload a folder: model, processor, code, card")
@@ -108,7 +112,7 @@ def convert_command(args: argparse.Namespace) -> None:
     """Convert weights and say where every one of them went."""
     settings = dict(_setting(text) for text in args.settings)
     output = Path(args.output)
-    _check_output(output, args.to, args.overwrite)
+    _check_output(output, args.to)
     from transformers.utils import logging
 
     from gfm_hf.convert import read_model, write_checkpoint
@@ -126,14 +130,12 @@ def convert_command(args: argparse.Namespace) -> None:
     _say_dropped(conversion.dropped)
     for name in conversion.initialised:
         _say(f"new     {name}: not in the file, set to a neutral value")
-    for name, value in conversion.assumed.items():
-        _say(f"assumed {name} {value}: the paper's; --set {name}=... if it was another")
     if args.to == "gfm":
-        _write_folder(conversion, settings, output, args.overwrite)
+        _write_folder(conversion, settings, output)
+        for name, value in conversion.assumed.items():
+            _say(f"assumed {name} {value}: not told; --set {name}=... if it was another")
         _say(f"wrote   {output}: AutoModel.from_pretrained({str(output)!r})")
         return
-    if args.overwrite and output.is_dir():
-        shutil.rmtree(output)
     written = write_checkpoint(model, output, args.to)
     _say_dropped(written.dropped)
     if output.is_dir():
@@ -149,17 +151,19 @@ def push_command(args: argparse.Namespace) -> None:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """KEY=VALUE; the value is JSON where it can be, else text."""
+    """KEY=VALUE; the value is JSON or a Python literal where it can be, else text."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise ValueError(f"--set {text} is no KEY=VALUE; write for instance --set window_size=8.")
-    with contextlib.suppress(ValueError):
-        return name.strip(), json.loads(value)
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            read_value = read(value)
+            return name.strip(), list(read_value) if isinstance(read_value, tuple) else read_value
     return name.strip(), value
 
 
-def _check_output(output: Path, to: str, overwrite: bool) -> None:
-    """Refuse before anything heavy begins."""
+def _check_output(output: Path, to: str) -> None:
+    """Refuse before anything heavy begins; nothing that exists is ever replaced."""
     is_file = output.suffix in FILE_SUFFIXES
     if to == "gfm" and is_file:
         raise ValueError(
@@ -167,15 +171,20 @@ def _check_output(output: Path, to: str, overwrite: bool) -> None:
         )
     if to not in ("gfm", "swin") and not is_file:
         raise ValueError(f"{output} has to be a file for --to {to}; end it in .pth or .safetensors.")
-    occupied = output.is_file() or (output.is_dir() and any(output.iterdir()))
-    if occupied and not overwrite:
-        raise ValueError(f"{output} already exists; choose another name, or pass --overwrite.")
+    if output.exists() or output.is_symlink():
+        raise ValueError(f"{output} already exists; choose another name, or move it away.")
+    existing = next(parent for parent in output.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(
+            f"{output} cannot be made in {existing}, which is no folder that you may write to; choose another."
+        )
 
 
 def _check_fields(config: dict[str, Any]) -> None:
     from gfm_hf import GFMConfig
 
     known = set(GFMConfig().to_dict()) | {"problem_type", "id2label", "label2id", "out_features", "out_indices"}
+    known |= {"num_labels"}
     unknown = sorted(set(config) - known)
     if unknown:
         raise ValueError(
@@ -184,23 +193,24 @@ def _check_fields(config: dict[str, Any]) -> None:
         )
 
 
-def _write_folder(conversion: Any, settings: dict[str, Any], output: Path, overwrite: bool) -> None:
+def _write_folder(conversion: Any, settings: dict[str, Any], output: Path) -> None:
     """Model, processor, code, account and card: all of them or nothing."""
     from gfm_hf.cards import write_card
     from gfm_hf.convert import processor_for
 
-    given = {name: settings[name] for name in PROCESSOR_FIELDS if name in settings}
-    processor = processor_for(conversion, given)
+    processor = processor_for(conversion, {name: settings[name] for name in PROCESSOR_FIELDS if name in settings})
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".unfinished-{output.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
     try:
         conversion.model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        source = conversion.source
+        facts = {"converted_from": source.repo or Path(source.name).name, "layout": conversion.layout}
         # Nothing else that a foreign file says of itself goes into the card.
-        epoch = {name: conversion.facts[name] for name in ("epoch", "max_accuracy") if name in conversion.facts}
+        facts |= {name: conversion.facts[name] for name in ("epoch", "max_accuracy") if name in conversion.facts}
         account = {
-            "facts": {"converted_from": Path(conversion.source).name, "layout": conversion.layout, **epoch},
+            "facts": facts | ({"license": source.license} if source.license else {}),
             "derived": conversion.derived,
             "dropped": conversion.dropped,
             "initialised": conversion.initialised,
@@ -208,8 +218,6 @@ def _write_folder(conversion: Any, settings: dict[str, Any], output: Path, overw
         }
         (temporary / "conversion.json").write_text(json.dumps(account, indent=2, default=str))
         write_card(temporary, where=output.name)
-        if overwrite:
-            shutil.rmtree(output, ignore_errors=True)
         temporary.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -157,6 +157,8 @@ def build_config(args: argparse.Namespace) -> GFMConfig:
         name = getattr(args, flag)
         if name and (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).exists():
             raise InputError(f"--{flag} {name} does not exist; check the path, or give a model's name on the Hub.")
+        if name and Path(name).is_file():
+            raise InputError(f"--{flag} {name} is a file; make a folder of it with: gfm-hf convert {name} FOLDER")
         if name and Path(name).is_dir() and not (Path(name) / "config.json").exists():
             raise InputError(f"--{flag} {name} has no config.json; give a folder written by save_pretrained.")
     overrides: dict[str, Any] = {
@@ -593,7 +595,7 @@ def train(
     known_images = len(plan.source) if isinstance(plan.source, ImageTable) else None
     unreadable = UnreadableImages(accelerator, known_images, progress["unreadable"])
     scores = progress.get("scores", {})
-    meter = StepMeter(accelerator)
+    meter = StepMeter(accelerator, ("loss", "reconstruction_loss", "distillation_loss"))
     bar = tqdm(
         total=total, initial=progress["step"], disable=not accelerator.is_main_process, unit="step", mininterval=1
     )

@@ -11,6 +11,7 @@ from transformers.models.auto import (
     AutoModelForSemanticSegmentation,
 )
 
+import gfm_hf.pipelines  # noqa: F401  # registers change detection and super-resolution
 from gfm_hf.convert import convert_checkpoint
 from gfm_hf.model.configuration_gfm import GFMConfig
 from gfm_hf.model.image_processing_gfm import GFMImageProcessor

@@ -36,6 +36,7 @@ class Head(NamedTuple):
     auto_class: str
     what: str
     output: str
+    pairs: bool = False
 
 
 FEATURES = Head(
@@ -61,6 +62,13 @@ HEADS = {
         "Semantic segmentation of satellite and aerial images on a Swin encoder",
         "logits = outputs.logits  # (batch, {num_labels}, rows, columns)",
     ),
+    "GFMForChangeDetection": Head(
+        "image-segmentation",
+        "GFMForChangeDetection",
+        "Change detection between two dates of satellite and aerial images on a Swin encoder",
+        "logits = outputs.logits  # (batch, {num_labels}, rows, columns); 1 = changed",
+        pairs=True,
+    ),
     "GFMForImageSuperResolution": Head(
         "image-to-image",
         "AutoModelForImageToImage",
@@ -77,11 +85,11 @@ CARD_BODY = """
 ## How to use
 
 ```python
-from transformers import AutoImageProcessor, {auto_class}
+{imports}
 
 processor = AutoImageProcessor.from_pretrained("{processor_from}", trust_remote_code=True)
 model = {auto_class}.from_pretrained("{where}", trust_remote_code=True)
-outputs = model(**processor(images, return_tensors="pt"))
+outputs = model(**processor({images}, return_tensors="pt"))
 {output}
 ```
 
@@ -241,6 +249,8 @@ def _body(model: _Model, facts: dict[str, Any], where: str) -> str:
         where=where,
         processor_from=where if model.processor or not base else base,
         auto_class=model.head.auto_class,
+        imports=_imports(model.head),
+        images="[(before, after)]" if model.head.pairs else "images",
         output=model.head.output.format(
             hidden_size=config.get("hidden_size", "hidden_size"),
             num_labels=len(config.get("id2label") or {}) or ("labels" if model.adapter else 2),
@@ -249,6 +259,13 @@ def _body(model: _Model, facts: dict[str, Any], where: str) -> str:
         input=_input_section(model),
         facts=_facts_section(facts),
     ).lstrip()
+
+
+def _imports(head: Head) -> str:
+    """For two dates transformers has no class of its own."""
+    if head.auto_class.startswith("Auto"):
+        return f"from transformers import AutoImageProcessor, {head.auto_class}"
+    return f"from gfm_hf import {head.auto_class}\nfrom transformers import AutoImageProcessor"
 
 
 def _summary(model: _Model, facts: dict[str, Any]) -> str:

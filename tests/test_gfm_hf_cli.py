@@ -98,7 +98,7 @@ def test_info_of_a_file_and_of_a_folder(run, pretrained, tmp_path):
     facts = json.loads(run("info", "ours", "--json")[1])
     assert facts["becomes"] == "GFMForPreTraining" and facts["ground sampling distance"] == "0.5 m"
     assert facts["normalisation"].startswith("mean 0.485, 0.456, 0.406")
-    assert facts["parameters"] == f"{sum(p.numel() for p in pretrained.parameters()):,}"
+    assert facts["parameters in the file"] == f"{sum(p.numel() for p in pretrained.parameters()):,}"
 
 
 BAD = [
@@ -110,7 +110,7 @@ BAD = [
     (["convert", "theirs.pth", "ours", "--set", "embed_dim=16"], "by your wish"),
     (["convert", "theirs.pth", "taken"], "already exists"),
     (["info", "page.html"], "web page"),
-    (["push", "taken", "someone/x"], "taken"),
+    (["push", "taken", "someone/x"], "has no config.json"),
 ]
 
 
@@ -125,25 +125,62 @@ def test_bad_input_is_one_sentence_and_code_2(run, pretrained, tmp_path, words, 
     assert {path.name for path in tmp_path.iterdir()} == {"taken", "page.html", "theirs.pth"}
 
 
-def test_overwrite_replaces_whole_folders(run, pretrained, tmp_path):
-    (tmp_path / "ours").mkdir()
-    (tmp_path / "ours" / "stale.txt").write_text("old")
-    assert run("convert", "theirs.pth", "ours", "--overwrite")[0] == 0
-    assert not (tmp_path / "ours" / "stale.txt").exists() and (tmp_path / "ours" / "config.json").exists()
+@pytest.mark.parametrize("target", ["gfm", "swin", "authors"])
+def test_what_exists_is_never_replaced(run, pretrained, tmp_path, target):
+    """Not even an empty folder, the working directory or the source itself."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mine.pth").write_text("mine")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for output in ("empty", ".", "..", "mine.pth", "theirs.pth"):
+        code, _, err = run("convert", "theirs.pth", output, "--to", target)
+        assert code == 2 and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "mine.pth").read_text() == "mine"
 
 
-def test_a_failing_write_leaves_the_old_folder(run, pretrained, tmp_path, monkeypatch):
-    (tmp_path / "ours").mkdir()
-    (tmp_path / "ours" / "mine.txt").write_text("mine")
-
+@pytest.mark.parametrize("target", ["gfm", "swin", "authors"])
+def test_a_failing_write_leaves_nothing(run, pretrained, tmp_path, monkeypatch, target):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(GFMForPreTraining, "save_pretrained", full)
-    code, _, err = run("convert", "theirs.pth", "ours", "--overwrite")
+    monkeypatch.setattr("transformers.SwinForMaskedImageModeling.save_pretrained", full)
+    monkeypatch.setattr("torch.save", full)
+    code, _, err = run("convert", "theirs.pth", "out.pth" if target == "authors" else "out", "--to", target)
     assert code == 2 and "No space left" in err
-    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["mine.txt"]
-    assert not list(tmp_path.glob(".unfinished*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.pth"]
+
+
+def test_a_parent_that_is_a_file_is_said_before_the_work(run, pretrained, tmp_path):
+    (tmp_path / "file").write_text("x")
+    code, _, err = run("convert", "theirs.pth", "file/out")
+    assert code == 2 and "no folder that you may write to" in err
+
+
+def test_windows_that_do_not_divide_a_map_stay_here(run, pretrained, tmp_path):
+    for target in ("authors", "timm"):
+        code, _, err = run("convert", "theirs.pth", "out.pth", "--to", target, "--set", "window_size=3")
+        assert code == 2 and "windows that divide each stage's map" in err
+    assert run("convert", "theirs.pth", "out.pth", "--to", "mmseg", "--set", "window_size=3")[0] == 0
+
+
+def test_settings_are_read_as_json_python_or_text():
+    read = gfm_hf_cli._setting
+    assert read("depths=(1, 1)") == ("depths", [1, 1]) and read("a=[1.5,2]") == ("a", [1.5, 2])
+    assert (
+        read("gsd=10") == ("gsd", 10) and read("teacher=null") == ("teacher", None) and read("x=a b") == ("x", "a b")
+    )
+
+
+def test_targets_of_the_command_are_the_librarys():
+    from gfm_hf.convert.outward import FILE_SUFFIXES, TARGETS
+
+    action = next(
+        a
+        for a in gfm_hf_cli.build_parser()._subparsers._group_actions[0].choices["convert"]._actions
+        if a.dest == "to"
+    )
+    assert tuple(action.choices) == TARGETS and gfm_hf_cli.FILE_SUFFIXES == FILE_SUFFIXES
 
 
 def test_the_installed_command_is_this_one(tiny_config, tmp_path):

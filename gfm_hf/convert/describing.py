@@ -5,25 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-from gfm_hf.convert.inward import (
-    MODEL_CLASSES,
-    STOCK_CLASSES,
-    Source,
-    architecture_of,
-    describe,
-    find_source,
-    read_config,
-    side_file,
-    timm_statistics,
-)
+from gfm_hf.convert.companions import stored_statistics
+from gfm_hf.convert.inward import describe
 from gfm_hf.convert.layouts import DERIVED
 from gfm_hf.convert.pickles import shown
-from gfm_hf.convert.reading import StoredCheckpoint, open_checkpoint
-from gfm_hf.model.configuration_gfm import GFMConfig
-from gfm_hf.model.modeling_gfm import GFMForImageClassification, GFMForPreTraining, swin_fields
+from gfm_hf.convert.sources import find_source
+from gfm_hf.model.modeling_gfm import GFMForPreTraining
 
 
 NOT_TOLD = "not told"
@@ -41,59 +28,29 @@ def inspect_checkpoint(
         cache_dir: Where downloads are kept.
 
     Returns:
-        Plain values by name, in the order in which a person asks.
+        Plain values by name, in the order in which a person asks; None where a question does not arise.
 
     Raises:
         CheckpointError: As `convert_checkpoint`, except that what the file does not tell is said to be so.
     """
-    hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    source = find_source(path_or_hub_file, **hub)
-    if source.file is not None:
-        return _describe_file(source, open_checkpoint(source.file))
-    return _describe_folder(source, hub)
-
-
-def _describe_file(source: Source, checkpoint: StoredCheckpoint) -> dict[str, Any]:
-    spelling, model_class, fields = describe(source, checkpoint, {})
-    training = checkpoint.config.get("TRAIN")
-    data = checkpoint.config.get("DATA")
-    statistics = timm_statistics(source.config)
-    if not statistics and fields["num_channels"] == 3 and checkpoint.config:
-        statistics = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    source = find_source(path_or_hub_file, revision, token, cache_dir)
+    checkpoint = source.open()
+    about = describe(source, checkpoint, {})
+    results = source.beside.get("all_results.json", {})
     weights = [tensor for name, tensor in checkpoint.tensors.items() if not DERIVED.search(name)]
-    assert source.file is not None
+    teacher = about.fields.get("teacher")
     return {
-        "file": f"{checkpoint.kind}, {source.file.stat().st_size:,} bytes",
-        "names": f"those of {spelling.layout.name}, encoder under {spelling.trunk!r}",
-        "becomes": model_class.__name__,
-        **_shape(fields, model_class),
-        "normalisation": _normalisation(statistics),
+        "file": f"{checkpoint.kind}, {sum(file.stat().st_size for file in source.files):,} bytes",
+        "names": f"those of {about.spelling.layout.name}, encoder under {about.spelling.trunk!r}",
+        "becomes": about.model_class.__name__,
+        **_shape(about.fields, about.model_class),
+        "normalisation": _normalisation(stored_statistics(source), source.beside.get("preprocessor_config.json", {})),
         "parameters in the file": f"{sum(math.prod(tensor.shape) for tensor in weights):,}",
-        "trained on": shown(data.get("DATA_PATH")) if isinstance(data, Mapping) else NOT_TOLD,
-        "epochs": shown(training.get("EPOCHS")) if isinstance(training, Mapping) else NOT_TOLD,
+        "teacher": shown(teacher.get("name")) if isinstance(teacher, Mapping) else None,
+        "trained on": _training_set(checkpoint.config, results),
+        "epochs": shown(_section(checkpoint.config, "TRAIN").get("EPOCHS")) if checkpoint.config else None,
+        "steps": results.get("steps"),
         **checkpoint.facts,
-    }
-
-
-def _describe_folder(source: Source, hub: Mapping[str, Any]) -> dict[str, Any]:
-    architecture = architecture_of(source.config)
-    config = read_config(source, swin_fields(source.config, GFMConfig))
-    model_class: Any = MODEL_CLASSES.get(architecture) or STOCK_CLASSES.get(architecture, MODEL_CLASSES["GFMModel"])
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in model_class(config).parameters())
-    processor = side_file(source, "preprocessor_config.json", hub)
-    results = side_file(source, "all_results.json", hub)
-    teacher = config.teacher["name"] if config.teacher else None
-    return {
-        "file": f"transformers, {source.config['model_type']}",
-        "becomes": model_class.__name__,
-        **_shape(config.to_dict() | {"num_labels": config.num_labels}, model_class),
-        "normalisation": _normalisation(processor),
-        "parameters": f"{parameters:,}",
-        "teacher": teacher or "none",
-        "trained on": results.get("images", NOT_TOLD),
-        "steps": results.get("steps", NOT_TOLD),
-        "labels": _labels(config) if model_class is GFMForImageClassification else None,
     }
 
 
@@ -111,18 +68,32 @@ def _shape(fields: Mapping[str, Any], model_class: type) -> dict[str, Any]:
         "depths": ", ".join(map(str, fields["depths"])),
         "heads": ", ".join(map(str, fields["num_heads"])),
         "distilled stages": ", ".join(map(str, stages)) if stages else None,
-        "classes": fields["num_labels"] if model_class is GFMForImageClassification else None,
+        "classes": fields.get("num_labels"),
+        "labels": _labels(fields),
     }
 
 
-def _normalisation(statistics: Mapping[str, Any]) -> str:
-    if not statistics.get("image_mean"):
-        return NOT_TOLD
+def _labels(fields: Mapping[str, Any]) -> str | None:
+    names = fields.get("id2label")
+    if "num_labels" not in fields or not isinstance(names, Mapping):
+        return None
+    shown_names = [shown(name, 40) for name in list(names.values())[:12]]
+    return ", ".join(shown_names) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _normalisation(statistics: Mapping[str, Any], processor: Mapping[str, Any]) -> str:
+    if not statistics:
+        return f"{NOT_TOLD}: convert takes ImageNet's for red, green and blue and asks for others"
     mean, std = (", ".join(f"{value:.4g}" for value in statistics[name]) for name in ("image_mean", "image_std"))
-    factor = statistics.get("rescale_factor")
+    factor = processor.get("rescale_factor")
     return f"mean {mean}; standard deviation {std}" + (f"; values times {factor:.6g}" if factor else "")
 
 
-def _labels(config: GFMConfig) -> str:
-    names = list((config.id2label or {}).values())
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+def _training_set(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    said = results.get("images") or _section(config, "DATA").get("DATA_PATH")
+    return shown(said, 200) if said else NOT_TOLD
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, Mapping) else {}

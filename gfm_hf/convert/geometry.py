@@ -184,6 +184,8 @@ def _objective(weights: Weights, embedded: Mapping[str, Any], fields: Mapping[st
     found: dict[str, Any] = {
         name: value for name, value in told.items() if value is not None and math.isfinite(value) and value > 0
     }
+    if weights.shape("projector.1.weight") is not None:  # only our own folders have several, and they say which
+        return found
     if weights.shape("projector.0.weight") is None:
         return found | {"distillation_stages": ()}
     teacher_size, student_size = weights.require("projector.0.weight", 2)
@@ -193,11 +195,12 @@ def _objective(weights: Weights, embedded: Mapping[str, Any], fields: Mapping[st
     if not fitting:
         raise CheckpointError(f"The projector takes {student_size} features but no stage has as many.")
     # The last two stages have the same width; the method distils the third of four.
-    return found | {"distillation_stages": fitting[:1], "teacher_hidden_sizes": (teacher_size,)}
+    found |= {"distillation_stages": tuple(fitting[:1]), "teacher_hidden_sizes": (teacher_size,)}
+    return found | ({"stage_is_a_guess": True} if len(fitting) > 1 else {})
 
 
 def _labels(weights: Weights) -> dict[str, Any]:
-    head = weights.shape("classifier.weight")
+    head = weights.shape("classifier.weight") or weights.shape("decode_head.main.classifier.weight")
     return {} if head is None else {"num_labels": head[0]}
 
 

@@ -192,7 +192,7 @@ class Spelling:
 
     def of(self, name: str, present: Collection[str]) -> str:
         """Where the file has our name: heads stand beside the encoder, or where there is one prefix for all, with it."""
-        if name.startswith(("decoder.", "projector.", "classifier.")):
+        if not name.startswith(("embeddings.", "encoder.", "layernorm.")):
             outside = self.outer + self.layout.spell(name)
             return outside if outside in present else self.trunk + self.layout.spell(name)
         return self.trunk + self.layout.spell(name)

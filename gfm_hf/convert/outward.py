@@ -1,7 +1,6 @@
 """Our weights out again: as stock Swin, as the authors' code has them, as mmseg, timm or torchvision name them."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,9 +61,11 @@ def write_checkpoint(model: GFMPreTrainedModel, path: str | Path, to: str) -> Wr
             mmseg, mmpretrain and terratorch, "timm", or "torchvision" for torchgeo and rslearn too.
 
     Raises:
-        ValueError: The target cannot hold such a model, or the path does not fit the target.
+        ValueError: The target cannot hold such a model, the path does not fit the target, or there is something.
     """
     path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} already exists; choose another name.")
     if to not in TARGETS[1:]:
         raise ValueError(f"There is no target {to!r}; use one of {', '.join(TARGETS[1:])}.")
     is_file = path.suffix in FILE_SUFFIXES
@@ -81,6 +82,8 @@ def write_checkpoint(model: GFMPreTrainedModel, path: str | Path, to: str) -> Wr
 def translate(model: GFMPreTrainedModel, layout: Layout) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The model's tensors in another layout, and what has no place there with the reason."""
     config = model.config
+    if layout.cuts_tables:
+        _check_geometry(config, layout)
     if config.use_absolute_embeddings and layout.name == "torchvision":
         raise ValueError("torchvision's Swin has no absolute position embeddings, which this model uses.")
     trunk = layout.trunk
@@ -102,7 +105,9 @@ def translate(model: GFMPreTrainedModel, layout: Layout) -> tuple[dict[str, torc
             tensors[theirs] = tensor  # keeps its place in the order
             continue
         if ours.endswith(TABLE) and layout.cuts_tables:
-            tensor = _cut(tensor, _window(config, _stage(ours)))
+            whole, tensor = tensor, _cut(tensor, _window(config, _stage(ours)))
+            if tensor.count_nonzero() < whole.count_nonzero():
+                dropped[name] = f"keeps the offsets inside its map of {_map_side(config, _stage(ours))} tokens a side"
         tensors[theirs] = layout.from_ours(ours, tensor).contiguous()
     tensors |= {name: torch.cat(parts) for name, parts in fused.items()}
     if layout.derived is not None:
@@ -139,6 +144,19 @@ def _no_place(ours: str, layout: Layout, model: GFMPreTrainedModel) -> str | Non
 
 def _stage(ours: str) -> int:
     return int(ours.split("layers.")[1].split(".")[0])
+
+
+def _check_geometry(config: Any, layout: Layout) -> None:
+    """The authors' and timm's modules are made for one size, which their windows have to divide."""
+    for stage in range(len(config.depths)):
+        pixels = config.patch_size * 2**stage
+        window = _window(config, stage)
+        if config.image_size % pixels or not window or _map_side(config, stage) % window:
+            raise ValueError(
+                f"{layout.name} needs image_size and windows that divide each stage's map, but stage {stage + 1} has "
+                f"{config.image_size / pixels:g} tokens a side and window_size is {config.window_size}; pass another "
+                "image_size or window_size (--set on the command line)."
+            )
 
 
 def _map_side(config: Any, stage: int) -> int:
@@ -218,20 +236,21 @@ def stock_model(model: GFMPreTrainedModel) -> Any:
 def _write_stock(model: GFMPreTrainedModel, path: Path, is_file: bool) -> Written:
     stock = stock_model(model)
     dropped = {name: "stock Swin has no place for it" for name in model.state_dict() if name not in stock.state_dict()}
-    with tempfile.TemporaryDirectory(dir=_parent(path), prefix=".unfinished-") as temporary:
+    temporary = _unfinished(path if not is_file else path.with_suffix(""))
+    try:
         stock.save_pretrained(temporary)
         if is_file:
-            _write_file(load_file(Path(temporary) / "model.safetensors"), path, None)
+            _write_file(load_file(temporary / "model.safetensors"), path, None)
         else:
-            path.mkdir(exist_ok=True)
-            for item in Path(temporary).iterdir():
-                shutil.move(item, path / item.name)
+            temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return Written(path, len(stock.state_dict()), dropped)
 
 
 def _write_file(tensors: dict[str, torch.Tensor], path: Path, entry: str | None) -> None:
     """Write under another name first, so that a killed process leaves no half file."""
-    temporary = _parent(path) / f".unfinished-{path.name}"
+    temporary = _unfinished(path)
     try:
         if path.suffix == ".safetensors":
             save_file(tensors, temporary, metadata={"format": "pt"})
@@ -242,6 +261,10 @@ def _write_file(tensors: dict[str, torch.Tensor], path: Path, entry: str | None)
         temporary.unlink(missing_ok=True)
 
 
-def _parent(path: Path) -> Path:
+def _unfinished(path: Path) -> Path:
+    """A free name beside the path for what is not whole yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent
+    temporary = path.with_name(f".unfinished-{path.name}")
+    if temporary.is_dir():  # of a killed process
+        shutil.rmtree(temporary)
+    return temporary

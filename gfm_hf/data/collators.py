@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from gfm_hf.data.decoding import Record, UnreadableImageError, decode
+from gfm_hf.data.decoding import Record, UnreadableImageError, decode, with_right_bands
 from gfm_hf.data.masking import expand_to_tokens, hidden_cells, mask_grid
 from gfm_hf.data.plan import SampleKey
 from gfm_hf.data.transforms import CROP_RATIO, CROP_SCALE, centre_view, crop_and_flip
@@ -83,7 +82,7 @@ class PretrainingSamples(Dataset[dict[str, Any]]):
 
     def _view(self, record: Record, epoch: int) -> np.ndarray:
         """Decode a record and cut its view, (C, S, S)."""
-        image = self._with_right_bands(decode(record, self.num_channels), record.name)
+        image = with_right_bands(decode(record, self.num_channels), self.num_channels, self.rgb_channels, record.name)
         if self.train:
             view = crop_and_flip(image, record.index, epoch, self.seed, self.image_size, self.scale, self.ratio)
         else:
@@ -91,21 +90,6 @@ class PretrainingSamples(Dataset[dict[str, Any]]):
         if np.issubdtype(view.dtype, np.floating) and not np.isfinite(view).all():
             raise UnreadableImageError(record.name, "NaN or infinite pixels")
         return view
-
-    def _with_right_bands(self, image: Image.Image | np.ndarray, name: str) -> Image.Image | np.ndarray:
-        """Make a picture grey for a one-band model, bring its colours into the model's order; refuse other bands."""
-        if isinstance(image, Image.Image) and self.num_channels == 1:
-            return image.convert("L")
-        if isinstance(image, Image.Image) and self.num_channels == 3 and self.rgb_channels not in (None, (0, 1, 2)):
-            colours, places = image.split(), list(self.rgb_channels or ())
-            image = Image.merge("RGB", [colours[places.index(channel)] for channel in range(3)])
-        bands = len(image.getbands()) if isinstance(image, Image.Image) else image.shape[2]
-        if bands != self.num_channels:
-            raise ValueError(
-                f"image {name} has {bands} bands but the model has {self.num_channels}; leave such images out, or "
-                f"train a model with num_channels={bands}."
-            )
-        return image
 
 
 @dataclass

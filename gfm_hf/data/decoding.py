@@ -68,7 +68,7 @@ def decode(record: Record, num_channels: int = 3) -> Image.Image | np.ndarray:
         UnreadableImageError: Empty, truncated, too large, no image at all, complex values, or nothing but nodata.
         ValueError: A raster needs rasterio, which is not installed.
     """
-    data = _encoded(record)
+    data = encoded_bytes(record)
     if num_channels in (1, 3) or not data.startswith(_RASTER_MAGICS):
         picture = _decode_picture(record.name, data)
         if picture is not None:
@@ -76,7 +76,38 @@ def decode(record: Record, num_channels: int = 3) -> Image.Image | np.ndarray:
     return _decode_raster(record.name, data, num_channels)
 
 
-def _encoded(record: Record) -> bytes:
+def with_right_bands(
+    image: Image.Image | np.ndarray, num_channels: int, rgb_channels: tuple[int, ...] | None, name: str
+) -> Image.Image | np.ndarray:
+    """Make a picture grey for a one-band model, bring its colours into the model's order; refuse other bands.
+
+    Args:
+        image: What `decode` returns.
+        num_channels: Bands of the model.
+        rgb_channels: Places of red, green and blue among three bands, for pictures; None is (0, 1, 2).
+        name: What an error calls the image.
+
+    Returns:
+        PIL image or (H, W, C) array with the model's bands.
+
+    Raises:
+        ValueError: The image's band count is not the model's.
+    """
+    if isinstance(image, Image.Image) and num_channels == 1:
+        return image.convert("L")
+    if isinstance(image, Image.Image) and num_channels == 3 and rgb_channels not in (None, (0, 1, 2)):
+        colours, places = image.split(), list(rgb_channels or ())
+        image = Image.merge("RGB", [colours[places.index(channel)] for channel in range(3)])
+    bands = len(image.getbands()) if isinstance(image, Image.Image) else image.shape[2]
+    if bands != num_channels:
+        raise ValueError(
+            f"image {name} has {bands} bands but the model has {num_channels}; leave such images out, or "
+            f"train a model with num_channels={bands}."
+        )
+    return image
+
+
+def encoded_bytes(record: Record) -> bytes:
     """Fetch the encoded image and refuse what is plainly none."""
     if record.data is None and record.path is None:
         raise UnreadableImageError(record.name, "the row holds no image")

@@ -7,7 +7,7 @@ import numpy as np
 
 
 # Each purpose has its own stream: a mask never depends on how many numbers a crop has drawn.
-ORDER_STREAM, CROP_STREAM, MASK_STREAM, HOLD_OUT_STREAM = range(4)
+ORDER_STREAM, CROP_STREAM, MASK_STREAM, HOLD_OUT_STREAM, SUBSET_STREAM, MIXING_STREAM = range(6)
 
 
 def sample_rng(seed: int, epoch: int, index: int, stream: int) -> np.random.Generator:

@@ -69,7 +69,7 @@ class ImageStream:
         seed = int(sample_rng(self._seed, epoch, 0, ORDER_STREAM).integers(2**32))
         shuffled = self._dataset.shuffle(seed=seed, buffer_size=self._shuffle_buffer)
         for index, row in enumerate(shuffled):
-            yield _record_of_row(index, row[self._column])
+            yield record_of_row(index, row[self._column])
 
 
 def open_images(
@@ -115,19 +115,19 @@ def open_images(
     if train_dir:
         return _open_folder(Path(train_dir))
     if train_parquet:
-        files = _parquet_files(train_parquet)
-        description, digest = f"{len(files)} Parquet files", _fingerprint_of_files(files)
+        files = parquet_files(train_parquet)
+        description, digest = f"{len(files)} Parquet files", digest_of_files(files)
         paths = [str(file) for file in files]
         arguments: dict[str, Any] = {"path": "parquet", "data_files": {split.partition("[")[0]: paths}}
     else:
         description, digest = f"dataset {dataset_name}", ""
         arguments = {"path": dataset_name, "name": dataset_config_name, "revision": revision}
-    dataset = _load(arguments | {"split": split, "streaming": streaming, "cache_dir": cache_dir}, description)
+    dataset = load_rows(arguments | {"split": split, "streaming": streaming, "cache_dir": cache_dir}, description)
     dataset = _only_encoded_images(dataset, image_column_name, description)
     if not streaming:
         return _table_of_rows(dataset, image_column_name, digest, description)
     parts = (digest, dataset_name, dataset_config_name, split, revision, image_column_name)
-    digest, description = _digest(map(str, parts)), f"{description}, streamed"
+    digest, description = digest_of_lines(map(str, parts)), f"{description}, streamed"
     return ImageStream(dataset, image_column_name, seed, shuffle_buffer, digest, description)
 
 
@@ -163,7 +163,7 @@ def _open_folder(folder: Path) -> ImageTable:
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise ValueError(f"--train_dir {folder} {found}, but a folder of images is needed; check the path.")
-    files = list(_visible_files(folder))
+    files = list(visible_files(folder))
     names = sorted(name for name in files if name.lower().endswith(IMAGE_SUFFIXES))
     if not names:
         found = f"holds {len(files)} files, none of them {' '.join(IMAGE_SUFFIXES)}" if files else "holds no files"
@@ -174,11 +174,11 @@ def _open_folder(folder: Path) -> ImageTable:
         return Record(index=i, name=names[i], path=os.path.join(folder, names[i]))
 
     return ImageTable(
-        len(names), read, _fingerprint(folder, names), f"folder {folder.resolve().name}, {len(names)} images"
+        len(names), read, digest_of_names(folder, names), f"folder {folder.resolve().name}, {len(names)} images"
     )
 
 
-def _visible_files(folder: Path) -> Iterator[str]:
+def visible_files(folder: Path) -> Iterator[str]:
     """Walk a folder, through links but never twice through one place; yield names below it, hidden ones left out."""
 
     def refuse(error: OSError) -> None:
@@ -197,24 +197,26 @@ def _visible_files(folder: Path) -> Iterator[str]:
         yield from (prefix + name for name in files if not name.startswith("."))
 
 
-def _parquet_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+def parquet_files(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], flag: str = "--train_parquet"
+) -> list[Path]:
     """Resolve a file, a list, a pattern or a folder to existing Parquet files, sorted within each entry."""
     entries = [source] if isinstance(source, str | os.PathLike) else list(source)
     files: list[Path] = []
     for entry in map(Path, entries):
         if entry.is_dir():
-            found = [entry / name for name in sorted(_visible_files(entry)) if name.endswith(".parquet")]
+            found = [entry / name for name in sorted(visible_files(entry)) if name.endswith(".parquet")]
         else:
             found = [entry] if entry.is_file() else sorted(map(Path, glob.glob(str(entry), recursive=True)))
         if not found:
             raise ValueError(
-                f"--train_parquet {entry} matches no Parquet file; pass a file, a folder of *.parquet or a quoted pattern."
+                f"{flag} {entry} matches no Parquet file; pass a file, a folder of *.parquet or a quoted pattern."
             )
         files += found
     return files
 
 
-def _load(arguments: dict[str, Any], description: str) -> Any:
+def load_rows(arguments: dict[str, Any], description: str) -> Any:
     """Call `datasets.load_dataset` and turn its failures into one sentence."""
     try:
         from datasets import load_dataset
@@ -234,7 +236,6 @@ def _load(arguments: dict[str, Any], description: str) -> Any:
 def _only_encoded_images(dataset: Any, column: str, description: str) -> Any:
     """Keep the image column alone, with its bytes left encoded."""
     from datasets import Image as ImageFeature
-    from datasets import Value
 
     features = dataset.features
     if features is None:
@@ -244,13 +245,21 @@ def _only_encoded_images(dataset: Any, column: str, description: str) -> Any:
             f"{description} has no column {column!r} but {', '.join(map(repr, features))}; pass --image_column_name."
         )
     feature = features[column]
-    encoded = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "string", "large_string")
-    struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
-    if not (isinstance(feature, ImageFeature) or encoded or struct):
+    if not holds_encoded_images(feature):
         raise ValueError(
             f"column {column!r} of {description} holds {feature}, not images; pass another --image_column_name."
         )
     return dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False))
+
+
+def holds_encoded_images(feature: Any) -> bool:
+    """Tell whether a column of `datasets` holds files of images: as such, as bytes, or as paths."""
+    from datasets import Image as ImageFeature
+    from datasets import Value
+
+    encoded = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "string", "large_string")
+    struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    return isinstance(feature, ImageFeature) or encoded or struct
 
 
 def _table_of_rows(dataset: Any, column: str, fingerprint: str, description: str) -> ImageTable:
@@ -259,21 +268,21 @@ def _table_of_rows(dataset: Any, column: str, fingerprint: str, description: str
         raise ValueError(f"{description} holds no rows; check the split and the files.")
 
     def read(i: int) -> Record:
-        return _record_of_row(i, dataset[i][column])
+        return record_of_row(i, dataset[i][column])
 
     # Parquet files are known by name and size; a Hub dataset by the digest `datasets` keeps of its files.
-    digest = fingerprint or _digest([dataset._fingerprint])
+    digest = fingerprint or digest_of_lines([dataset._fingerprint])
     return ImageTable(len(dataset), read, digest, f"{description}, {len(dataset)} images")
 
 
-def _record_of_row(index: int, value: dict[str, Any] | None) -> Record:
+def record_of_row(index: int, value: dict[str, Any] | None) -> Record:
     """Make a record of an undecoded image value; a missing value becomes a record without data."""
     data, path = (value or {}).get("bytes"), (value or {}).get("path")
     # Beside bytes, path is only a name: no such file needs to exist.
     return Record(index=index, name=path or f"row {index}", path=None if data is not None else path, data=data)
 
 
-def _fingerprint(root: Path, names: Sequence[str]) -> str:
+def digest_of_names(root: Path, names: Sequence[str]) -> str:
     """Digest names below root and sizes in bytes: content is trusted, moving the folder changes nothing."""
 
     def size(name: str) -> int:
@@ -282,16 +291,16 @@ def _fingerprint(root: Path, names: Sequence[str]) -> str:
         except OSError:  # a dangling link: the record will count as unreadable
             return -1
 
-    return _digest(f"{name} {size(name)}" for name in names)
+    return digest_of_lines(f"{name} {size(name)}" for name in names)
 
 
-def _fingerprint_of_files(files: Sequence[Path]) -> str:
+def digest_of_files(files: Sequence[Path]) -> str:
     """Digest names below the deepest common folder and sizes in bytes."""
     root = Path(os.path.commonpath([file.absolute().parent for file in files]))
-    return _fingerprint(root, [file.absolute().relative_to(root).as_posix() for file in files])
+    return digest_of_names(root, [file.absolute().relative_to(root).as_posix() for file in files])
 
 
-def _digest(lines: Iterable[str]) -> str:
+def digest_of_lines(lines: Iterable[str]) -> str:
     """Hash text lines to sha256 hex."""
     digest = hashlib.sha256()
     for line in lines:

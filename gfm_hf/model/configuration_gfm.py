@@ -13,7 +13,8 @@ RGB_BAND_NAMES = (("R", "RED", "B04", "B4"), ("G", "GREEN", "B03", "B3"), ("B", 
 # Stored for readers of config.json; computed anew when it is loaded.
 DERIVED = ("hidden_size", "num_layers", "stage_names")
 
-# The doors of a saved folder for people who load it with `trust_remote_code=True`.
+# The doors of a saved folder for people who load it with `trust_remote_code=True`. transformers has no class for change
+# detection; `get_class_from_dynamic_module(AUTO_MAP["AutoModelForChangeDetection"], folder)` opens that one.
 AUTO_MAP = {
     "AutoConfig": "configuration_gfm.GFMConfig",
     "AutoModel": "modeling_gfm.GFMModel",
@@ -23,6 +24,7 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_gfm.GFMForImageClassification",
     "AutoModelForSemanticSegmentation": "modeling_gfm.GFMForSemanticSegmentation",
     "AutoModelForImageToImage": "modeling_gfm.GFMForImageSuperResolution",
+    "AutoModelForChangeDetection": "modeling_gfm.GFMForChangeDetection",
 }
 
 
@@ -133,6 +135,13 @@ class GFMConfig(SwinConfig):
         for name, twin in (("out_features", "out_indices"), ("out_indices", "out_features")):
             if name in overrides and twin not in overrides:
                 merged.pop(twin, None)
+        # Names of classes come as a mapping or in a row; the way back follows from them.
+        if "id2label" in overrides and "label2id" not in overrides:
+            names = overrides["id2label"]
+            names = names if isinstance(names, dict) else dict(enumerate(names))
+            overrides["id2label"] = {int(index): name for index, name in names.items()}
+            overrides["label2id"] = {name: index for index, name in overrides["id2label"].items()}
+            merged |= {name: overrides[name] for name in ("id2label", "label2id")}
         # Stored band facts belong to the stored bands: with other bands they would put filters in the wrong place.
         if overrides.get("num_channels", config_dict.get("num_channels", 3)) != config_dict.get("num_channels", 3):
             for name in ("band_names", "rgb_channels"):
@@ -155,6 +164,9 @@ class GFMConfig(SwinConfig):
         return None if None in found else tuple(index for index in found if index is not None)
 
     def _check(self) -> None:
+        for name in ("image_size", "patch_size", "num_channels", "embed_dim", "window_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} but has to be 1 or more.")
         if self.layer_norm_eps != 1e-5:
             raise ValueError(
                 f"layer_norm_eps is {self.layer_norm_eps} but Swin's patch and merging norms only know 1e-5; use 1e-5."

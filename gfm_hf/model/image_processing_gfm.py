@@ -1,10 +1,10 @@
-"""Any picture, raster array or tensor -> normalised `pixel_values`.
+"""Any picture, raster array or tensor -> normalised `pixel_values`; masks -> `labels`; outputs -> maps and pictures.
 
 Wrong band order and wrong value scale are the usual mistakes with remote-sensing models, and both give plausible
 but wrong features. So bands are matched by name or by exact count, the channel axis is never guessed when two axes
 fit, and values far from the model's statistics are refused.
 
-Shapes: B images, C bands of the model, H rows, W columns.
+Shapes: B images, C bands of the model, K classes, H rows, W columns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,19 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
+
+from .label_maps_gfm import (
+    MapSettings,
+    change_probability,
+    checked_threshold,
+    fit_ids,
+    logits_of,
+    picture_of,
+    raw_values,
+    read_ids,
+    read_maps,
+    resized_logits,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -51,10 +64,17 @@ class GFMImageProcessorKwargs(TypedDict, total=False):
     image_std: Sequence[float] | None
     band_names: Sequence[str] | None
     check_values: bool | None
+    ignore_index: int | None
+    do_reduce_labels: bool | None
+    palette: Sequence[Sequence[int]] | None
+    palette_tolerance: int | None
+    mask_threshold: float | None
+    num_labels: int | None
+    nodata: float | str | None
 
 
 @dataclass
-class _Settings:
+class _Settings(MapSettings):
     """One consistent set of the settings; building it checks and unifies them."""
 
     do_resize: bool
@@ -69,6 +89,7 @@ class _Settings:
     check_values: bool
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.size = _size_dict(self.size)
         self.resample = int(self.resample)
         if self.resample not in RESAMPLE_MODES:
@@ -112,6 +133,13 @@ class _Settings:
     def factor(self) -> float:
         return self.rescale_factor if self.do_rescale else 1.0
 
+    @property
+    def file_type(self) -> str:
+        """Type of the files whose values `factor` brings to the statistics' unit."""
+        if abs(self.factor * 255 - 1) < 1e-3:
+            return "uint8"
+        return "uint16" if self.factor < 1 else "float32"
+
     def label(self, band: int) -> str:
         return str(band) if self.band_names is None else self.band_names[band]
 
@@ -133,6 +161,18 @@ class GFMImageProcessor(BaseImageProcessor):
         image_std: As `image_mean`.
         band_names: Names of the model's bands in the model's order, or None where only their number is known.
         check_values: Refuse images whose values cannot match the statistics (wrong factor, nodata fill).
+        ignore_index: Label of pixels about which nothing is known; the models' `semantic_loss_ignore_index`.
+        do_reduce_labels: In label maps 0 becomes `ignore_index` and every other id one less.
+        palette: RGB colours of colour-coded label maps, the colour of id 0 first. With a colour that marks unknown
+            pixels in first place and `do_reduce_labels`, these are ignored and ids start at the second.
+        palette_tolerance: For colour-coded maps that went through JPEG: largest difference a channel (0 to 255) at
+            which a colour is taken for the nearest of the palette. Other unknown colours are refused.
+        mask_threshold: For two-class masks of 0 and 255 or with soft edges: a pixel from this value on is 1, any other
+            0; 128 for 8 bits. Masks that hold 0 and 1 already stay. None: values are ids, and 255 is `ignore_index`.
+        num_labels: Number of classes K; ids outside 0..K-1 other than `ignore_index` are refused.
+        nodata: Value of image pixels that hold no data: a pixel with NaN in any band, or this number in all of the
+            model's bands. They are filled with `image_mean` (0 after normalisation) and their labels are ignored. "nan"
+            for NaN alone. None: NaN is refused.
 
     Raises:
         ValueError: The settings contradict each other.
@@ -155,6 +195,13 @@ class GFMImageProcessor(BaseImageProcessor):
     image_std = tuple(IMAGENET_DEFAULT_STD)
     band_names = ("R", "G", "B")
     check_values = True
+    ignore_index = 255
+    do_reduce_labels = False
+    palette = None
+    palette_tolerance = 0
+    mask_threshold = None
+    num_labels = None
+    nodata = None
 
     def __init__(
         self,
@@ -168,6 +215,13 @@ class GFMImageProcessor(BaseImageProcessor):
         image_std: Sequence[float] | None = image_std,
         band_names: Sequence[str] | None = band_names,
         check_values: bool = check_values,
+        ignore_index: int = ignore_index,
+        do_reduce_labels: bool = do_reduce_labels,
+        palette: Sequence[Sequence[int]] | None = palette,
+        palette_tolerance: int = palette_tolerance,
+        mask_threshold: float | None = mask_threshold,
+        num_labels: int | None = num_labels,
+        nodata: float | str | None = nodata,
         **kwargs: Any,
     ) -> None:
         # A misspelt setting would otherwise be stored, saved and never used.
@@ -187,6 +241,13 @@ class GFMImageProcessor(BaseImageProcessor):
             image_std=image_std,
             band_names=band_names,
             check_values=check_values,
+            ignore_index=ignore_index,
+            do_reduce_labels=do_reduce_labels,
+            palette=palette,
+            palette_tolerance=palette_tolerance,
+            mask_threshold=mask_threshold,
+            num_labels=num_labels,
+            nodata=nodata,
         )
         for name, value in asdict(settings).items():
             setattr(self, name, value)
@@ -194,43 +255,101 @@ class GFMImageProcessor(BaseImageProcessor):
     def preprocess(
         self,
         images: Any,
+        segmentation_maps: Any = None,
         *,
         bands: Sequence[str] | None = None,
         input_data_format: str | None = None,
+        maps_are_ids: bool = False,
         return_tensors: str | None = None,
         **overrides: Unpack[GFMImageProcessorKwargs],
     ) -> BatchFeature:
-        """Prepare one image or a batch.
+        """Prepare one image or a batch, with label maps where there are any.
 
         Args:
             images: A PIL image (any mode; turned upright by its EXIF tag), a NumPy array or torch tensor (C, H, W),
                 (H, W, C), or (H, W) for one band, a list of these, or a batch array with a leading axis. Integers
-                or floats; tensors stay on their device.
+                or floats; tensors stay on their device. In a list of pairs `[(before, after), ...]` each is two images
+                of equal size; a pair alone is `[(before, after)]`, because a tuple of two images is a batch.
+            segmentation_maps: One mask per image or per pair, of the image's height and width: a PIL image (mode P
+                keeps its indices as ids), or an array (H, W) of ids or (H, W, 3) of colours.
             bands: Names of the bands the images have, in their order. The model's bands are picked by name. Without
                 it, arrays must have the model's bands in the model's order; a swap of equally many bands (BGR for
                 RGB) cannot be seen. PIL colour pictures are R, G, B by definition and follow the model's order.
             input_data_format: `"channels_first"` or `"channels_last"` for arrays; by default the one axis, first or
                 last, that has the expected number of bands.
+            maps_are_ids: The maps come from `read_label_map`: they are not interpreted by palette, threshold or
+                `do_reduce_labels` a second time.
             return_tensors: `"pt"`, `"np"`, or None for a list of arrays.
             **overrides: Settings of `__init__` for this call; None means the stored one.
 
         Returns:
-            `pixel_values`: (B, C, H, W) float32; with `return_tensors=None` a list of (C, H, W) arrays.
+            `pixel_values`: (B, C, H, W) float32, or (B, 2, C, H, W) for pairs; with maps also `labels`: (B, H, W) int64,
+            resized to the images' new size without mixing ids. With `return_tensors=None` lists of arrays.
 
         Raises:
             ValueError: Bands are missing, the channel axis is unclear, values are NaN, infinite or far from the
-                statistics, or sizes differ without resizing.
+                statistics, sizes differ without resizing or inside a pair, or a map does not fit its image.
             TypeError: A keyword is unknown.
         """
         settings = self._settings(overrides)
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r} but must be 'pt', 'np' or None; pass one of them.")
-        prepared = self._prepare(_image_list(images), settings, bands, input_data_format)
-        batches, first = [], 0
+        singles, names, paired = _single_images(_image_list(images))
+        prepared = self._prepare(singles, names, settings, bands, input_data_format)
+        if paired:
+            _check_pairs(prepared, names)
+        batches: list[torch.Tensor] = []
+        holes: list[torch.Tensor | None] = []
         for batch in _equal_batches(prepared):
-            batches.append(_transform(batch, settings, first))
-            first += len(batch)
-        return BatchFeature(data={"pixel_values": _collect(batches, return_tensors)})
+            values, missing = _transform(batch, settings, names[len(holes) : len(holes) + len(batch)])
+            batches.append(values)
+            holes.extend([None] * len(batch) if missing is None else list(missing))
+        data = {"pixel_values": _collect(batches, paired, return_tensors)}
+        if segmentation_maps is not None:
+            step = 2 if paired else 1
+            sizes = [tuple(image.shape[1:]) for image in prepared[::step]]
+            labels = read_maps(segmentation_maps, sizes, names[::step], settings, maps_are_ids)
+            groups = [holes[start : start + step] for start in range(0, len(holes), step)]
+            size = (settings.size["height"], settings.size["width"]) if settings.do_resize else None
+            labels = [
+                fit_ids(ids, group, settings.ignore_index, size) for ids, group in zip(labels, groups, strict=True)
+            ]
+            data["labels"] = _collect_labels(labels, batches[0].device, return_tensors)
+        return BatchFeature(data=data)
+
+    def read_label_map(self, segmentation_map: Any, name: str = "label map 0") -> np.ndarray:
+        """Turn one mask into class ids, at its own size.
+
+        For code that crops or turns image and map together: on ids this is safe, with `ignore_index` to fill borders.
+        Pass the result on with `maps_are_ids=True`.
+
+        Args:
+            segmentation_map: As one of `segmentation_maps` in `preprocess`.
+            name: What an error calls it.
+
+        Returns:
+            (H, W) int64.
+
+        Raises:
+            ValueError: The mask has another shape, unknown colours, fractions or ids that no class has.
+        """
+        return read_ids(segmentation_map, self._settings({}), name)
+
+    def image_size(
+        self, image: Any, bands: Sequence[str] | None = None, input_data_format: str | None = None
+    ) -> tuple[int, int]:
+        """Height and width of one image as `preprocess` reads it, for `target_sizes`: (int, int) in pixels.
+
+        Args:
+            image: One image, as in `preprocess`.
+            bands: As in `preprocess`.
+            input_data_format: As in `preprocess`.
+
+        Raises:
+            ValueError: The image is none, or its channel axis is unclear.
+        """
+        height, width = self._prepare([image], ["image 0"], self._settings({}), bands, input_data_format)[0].shape[1:]
+        return int(height), int(width)
 
     def denormalize(self, pixel_values: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Undo the normalisation, for pictures and for comparing outputs in physical units.
@@ -256,6 +375,71 @@ class GFMImageProcessor(BaseImageProcessor):
             return values.clone()
         return values * _per_band(settings.image_std, values) + _per_band(settings.image_mean, values)
 
+    def post_process_semantic_segmentation(self, outputs: Any, target_sizes: Any = None) -> list[torch.Tensor]:
+        """Turn a segmentation model's output into maps.
+
+        Args:
+            outputs: With `logits` (B, K, H, W), or these themselves.
+            target_sizes: B pairs (height, width) of the original images; logits are resized before the decision. None
+                keeps the model's size.
+
+        Returns:
+            B tensors (H, W) int64.
+
+        Raises:
+            ValueError: There is not one size per image.
+        """
+        return [logits.argmax(dim=0) for logits in resized_logits(logits_of(outputs), target_sizes)]
+
+    def post_process_change_detection(
+        self, outputs: Any, target_sizes: Any = None, threshold: float = 0.5
+    ) -> list[dict[str, torch.Tensor]]:
+        """Turn a change detection model's output into maps.
+
+        Args:
+            outputs: With `logits` (B, K, H, W), or these themselves; class 0 is "no change".
+            target_sizes: As in `post_process_semantic_segmentation`.
+            threshold: Probability above which a pixel counts as changed; lower finds more, and more that is none.
+
+        Returns:
+            B dictionaries: `mask` (H, W) bool and `probabilities` (H, W) float32 of any change.
+
+        Raises:
+            ValueError: There is not one size per image, or the threshold is no probability.
+        """
+        checked_threshold(threshold)
+        changes = [change_probability(logits) for logits in resized_logits(logits_of(outputs), target_sizes)]
+        return [{"mask": change > threshold, "probabilities": change} for change in changes]
+
+    def post_process_super_resolution(
+        self, outputs: Any, dtype: Any = None, output_type: str = "np"
+    ) -> list[np.ndarray] | list[Image.Image]:
+        """Turn a super-resolution model's output into images in the unit and type of the files.
+
+        Args:
+            outputs: With `reconstruction` (B, C, H, W), or this itself.
+            dtype: NumPy type of the result, its range clips the values; by default uint8 where `rescale_factor` is 1/255,
+                uint16 where it is another below 1, and float32 without rescaling.
+            output_type: `"np"` for arrays, `"pil"` for 8-bit pictures of one or three bands.
+
+        Returns:
+            B arrays (H, W, C), or PIL images in the order R, G, B.
+
+        Raises:
+            ValueError: The number of bands is not the processor's, or the result is no picture.
+        """
+        if output_type not in ("np", "pil"):
+            raise ValueError(f"output_type is {output_type!r} but must be 'np' or 'pil'; pass one of them.")
+        settings = self._settings({})
+        values = outputs if isinstance(outputs, torch.Tensor) else outputs["reconstruction"]
+        values = self.denormalize(values.detach().float()) / settings.factor
+        arrays = list(raw_values(values, np.dtype(settings.file_type if dtype is None else dtype)))
+        return (
+            arrays
+            if output_type == "np"
+            else [picture_of(array, _colour_order(settings.band_names)) for array in arrays]
+        )
+
     def _settings(self, overrides: Mapping[str, Any]) -> _Settings:
         """Join the stored settings and those of one call."""
         unknown = sorted(set(overrides) - set(GFMImageProcessorKwargs.__annotations__))
@@ -266,7 +450,12 @@ class GFMImageProcessor(BaseImageProcessor):
         return _Settings(**{**stored, **{name: value for name, value in overrides.items() if value is not None}})
 
     def _prepare(
-        self, images: list[Any], settings: _Settings, bands: Sequence[str] | None, layout: str | None
+        self,
+        images: list[Any],
+        names: list[str],
+        settings: _Settings,
+        bands: Sequence[str] | None,
+        layout: str | None,
     ) -> list[torch.Tensor]:
         """Bring every image to (C, H, W) with the model's bands in the model's order, values untouched."""
         layout = _layout(layout)
@@ -278,12 +467,12 @@ class GFMImageProcessor(BaseImageProcessor):
             expected, order = len(bands), _band_order(bands, settings.band_names)
         picture_order = None if bands is not None else _colour_order(settings.band_names)
         prepared = []
-        for index, image in enumerate(images):
+        for image, name in zip(images, names, strict=True):
             if isinstance(image, Image.Image):
-                array = _picture_array(image, index, expected, bands is not None, picture_order)
-                tensor = _channels_first(_array_tensor(array, index), index, expected, "channels_last")
+                array = _picture_array(image, name, expected, bands is not None, picture_order)
+                tensor = _channels_first(_array_tensor(array, name), name, expected, "channels_last")
             else:
-                tensor = _channels_first(_array_tensor(image, index), index, expected, layout)
+                tensor = _channels_first(_array_tensor(image, name), name, expected, layout)
             # Views of single bands: unlike indexing this works for unsigned 16-bit tensors too.
             prepared.append(tensor if order is None else torch.stack([tensor[band] for band in order]))
         return prepared
@@ -365,8 +554,44 @@ def _image_list(images: Any) -> list[Any]:
     return list(images)
 
 
+def _single_images(images: list[Any]) -> tuple[list[Any], list[str], bool]:
+    """Images or pairs -> single images, what errors call them, and whether they are pairs.
+
+    Of N pairs come 2 N images: before and after of the first, then of the second, and so on.
+    """
+    groups = [isinstance(image, (list, tuple)) for image in images]
+    if not any(groups):
+        return images, [_name(image, index) for index, image in enumerate(images)], False
+    for index, image in enumerate(images):
+        if not groups[index] or len(image) != 2:
+            found = f"a {type(image).__name__}" + (f" of {len(image)}" if groups[index] else "")
+            raise ValueError(
+                f"image {index} is {found} but a pair (before, after) was expected, as image {groups.index(True)} seems to "
+                f"be one; pass either pairs or single images, and turn lists of numbers into np.asarray(...) first."
+            )
+    singles = [image for pair in images for image in pair]
+    dates = ("before", "after")
+    return singles, [f"{_name(image, place // 2)}, {dates[place % 2]}," for place, image in enumerate(singles)], True
+
+
+def _name(image: Any, index: int) -> str:
+    """What an error calls an image: its place in the call, and its file where PIL knows it."""
+    file = getattr(image, "filename", "")
+    return f"image {index} ({file})" if file else f"image {index}"
+
+
+def _check_pairs(images: list[torch.Tensor], names: list[str]) -> None:
+    """Refuse pairs (C, H, W) of unequal size: their pixels cannot show the same ground."""
+    for before, after, name in zip(images[::2], images[1::2], names[::2], strict=True):
+        if before.shape[1:] != after.shape[1:]:
+            raise ValueError(
+                f"{name} has size {tuple(before.shape[1:])} but the one after {tuple(after.shape[1:])} (height, width); "
+                f"crop or resample both dates to the same ground first."
+            )
+
+
 def _picture_array(
-    image: Image.Image, index: int, expected: int, named: bool, picture_order: list[int] | None
+    image: Image.Image, name: str, expected: int, named: bool, picture_order: list[int] | None
 ) -> np.ndarray:
     """PIL image of any mode -> (H, W) or (H, W, expected) array."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -382,7 +607,7 @@ def _picture_array(
         image = _plain_mode(image, "RGB")
     if not named or len(image.getbands()) != expected:
         raise ValueError(
-            f"image {index} is a PIL picture of mode {image.mode} but {expected} bands are expected; "
+            f"{name} is a PIL picture of mode {image.mode} but {expected} bands are expected; "
             f"pass an array with these bands, or name the picture's own bands with bands=[...]."
         )
     return np.asarray(image)
@@ -397,7 +622,7 @@ def _plain_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _array_tensor(image: Any, index: int) -> torch.Tensor:
+def _array_tensor(image: Any, name: str) -> torch.Tensor:
     """NumPy array or tensor -> tensor of the same values; no copy where memory allows."""
     if isinstance(image, np.ndarray) and image.dtype.kind in "uif":
         # torch wants native byte order, positive strides and writable memory.
@@ -407,31 +632,31 @@ def _array_tensor(image: Any, index: int) -> torch.Tensor:
         return image.detach()
     kind = f"{type(image).__name__} of {image.dtype}" if hasattr(image, "dtype") else type(image).__name__
     raise ValueError(
-        f"image {index} is a {kind} but must be a PIL image or a NumPy or torch array of real numbers; "
+        f"{name} is a {kind} but must be a PIL image or a NumPy or torch array of real numbers; "
         f"open files with PIL.Image.open or rasterio and turn lists of numbers into np.asarray(...) first."
     )
 
 
-def _channels_first(image: torch.Tensor, index: int, expected: int, layout: str | None) -> torch.Tensor:
+def _channels_first(image: torch.Tensor, name: str, expected: int, layout: str | None) -> torch.Tensor:
     """(H, W), (H, W, C) or (C, H, W) -> (C, H, W), C = expected; refuses to guess."""
     shape = tuple(image.shape)
     if image.ndim == 2 and expected == 1:
         image, layout = image[None], "channels_first"
     if image.ndim != 3 or image.numel() == 0:
         raise ValueError(
-            f"image {index} has shape {shape} but (C, H, W) or (H, W, C) with {expected} bands was expected; "
+            f"{name} has shape {shape} but (C, H, W) or (H, W, C) with {expected} bands was expected; "
             f"reshape it, and pass batches as one array of 4 axes."
         )
     if layout is None and image.shape[0] == expected and image.shape[2] == expected:
         raise ValueError(
-            f"image {index} has shape {shape}, where the first and the last axis could both be the {expected} bands; "
+            f"{name} has shape {shape}, where the first and the last axis could both be the {expected} bands; "
             f"pass input_data_format='channels_first' or 'channels_last'."
         )
     if layout == "channels_last" or (layout is None and image.shape[0] != expected):
         image = image.permute(2, 0, 1)
     if image.shape[0] != expected:
         raise ValueError(
-            f"image {index} has shape {shape} but {expected} bands were expected on the "
+            f"{name} has shape {shape} but {expected} bands were expected on the "
             f"{'first or last axis' if layout is None else layout + ' axis'}; pass bands=[names of the image's bands] "
             f"to pick the model's bands from it."
         )
@@ -444,20 +669,24 @@ def _equal_batches(images: list[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.stack(images)] if len(kinds) == 1 else [torch.stack([image]) for image in images]
 
 
-def _transform(batch: torch.Tensor, settings: _Settings, first: int) -> torch.Tensor:
+def _transform(batch: torch.Tensor, settings: _Settings, names: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(B, C, H, W) of any type -> resized, rescaled and normalised float32.
 
     Args:
         batch: Raw values; owned by the caller, may be overwritten.
         settings: Settings of this call.
-        first: Position of the batch's first image among all images, for messages.
+        names: What errors call the images.
 
     Returns:
-        (B, C, H, W) float32.
+        (B, C, H, W) float32, and (B, H, W) bool at the size before the resize, True = no data; None without `nodata`.
     """
     values = batch.to(torch.float32)
+    missing = None
+    if settings.nodata is not None:
+        missing = _missing(values, settings.nodata)
+        values = _fill(values, missing, settings)
     if batch.is_floating_point():
-        _check_finite(values, first)
+        _check_finite(values, names)
     if settings.check_values and settings.image_mean is not None and (settings.do_rescale or settings.do_normalize):
         _check_scale(values, batch.dtype, settings)
     if settings.do_resize:
@@ -467,7 +696,22 @@ def _transform(batch: torch.Tensor, settings: _Settings, first: int) -> torch.Te
     if settings.do_normalize:
         std = torch.tensor(settings.image_std, dtype=torch.float64)
         scale, shift = scale / std, -torch.tensor(settings.image_mean, dtype=torch.float64) / std
-    return values.mul_(_per_band(scale, values)).add_(_per_band(shift, values))
+    return values.mul_(_per_band(scale, values)).add_(_per_band(shift, values)), missing
+
+
+def _missing(values: torch.Tensor, nodata: Any) -> torch.Tensor:
+    """Find pixels without data in (B, C, H, W): NaN in any band, or the number in all of them.
+
+    A dark pixel may well have 0 in one band; a lone -9999 in one band is left to the value check.
+    """
+    missing = values.isnan().any(dim=1)
+    return missing if nodata == "nan" else missing | (values == torch.tensor(nodata, dtype=values.dtype)).all(dim=1)
+
+
+def _fill(values: torch.Tensor, missing: torch.Tensor, settings: _Settings) -> torch.Tensor:
+    """Put the bands' means, in the raw unit, where (B, H, W) bool is True; 0 where no means are known."""
+    mean = torch.zeros(settings.num_bands) if settings.image_mean is None else torch.tensor(settings.image_mean)
+    return torch.where(missing[:, None], _per_band(mean / settings.factor, values), values)
 
 
 def _per_band(numbers: Any, like: torch.Tensor) -> torch.Tensor:
@@ -492,10 +736,11 @@ def _resize(values: torch.Tensor, dtype: torch.dtype, settings: _Settings) -> to
     return values
 
 
-def _collect(batches: list[torch.Tensor], return_tensors: str | None) -> Any:
-    """Join the finished batches in the form that was asked for."""
+def _collect(batches: list[torch.Tensor], paired: bool, return_tensors: str | None) -> Any:
+    """Join the finished batches in the form that was asked for; two images in turn make a pair."""
     if return_tensors is None:
-        return [image for batch in batches for image in batch.cpu().numpy()]
+        images = [image for batch in batches for image in batch.cpu().numpy()]
+        return [np.stack(pair) for pair in zip(images[::2], images[1::2], strict=True)] if paired else images
     sizes = sorted({tuple(batch.shape[-2:]) for batch in batches})
     if len(sizes) > 1:
         raise ValueError(
@@ -503,10 +748,19 @@ def _collect(batches: list[torch.Tensor], return_tensors: str | None) -> Any:
             f"pass do_resize=True, crop them to one size, or use return_tensors=None."
         )
     values = batches[0] if len(batches) == 1 else torch.cat(batches)
+    values = values.unflatten(0, (-1, 2)) if paired else values
     return values if return_tensors == "pt" else values.cpu().numpy()
 
 
-def _check_finite(values: torch.Tensor, first: int) -> None:
+def _collect_labels(labels: list[np.ndarray], device: torch.device, return_tensors: str | None) -> Any:
+    """Join label maps of equal size in the form that was asked for; tensors go where the images are."""
+    if return_tensors is None:
+        return labels
+    joined = np.stack(labels)
+    return torch.from_numpy(joined).to(device) if return_tensors == "pt" else joined
+
+
+def _check_finite(values: torch.Tensor, names: list[str]) -> None:
     """Refuse NaN and infinite values in (B, C, H, W)."""
     # One pass without extra memory; only a suspicious sum is looked at closely (it may also have overflowed).
     if torch.isfinite(values.sum()):
@@ -517,7 +771,7 @@ def _check_finite(values: torch.Tensor, first: int) -> None:
     if len(bad) > 0:
         index = int(bad[0])
         raise ValueError(
-            f"image {first + index} has {int(nan[index])} NaN and {int(inf[index])} infinite pixels of "
+            f"{names[index]} has {int(nan[index])} NaN and {int(inf[index])} infinite pixels of "
             f"{values[index, 0].numel()}; replace them first, for example np.nan_to_num(image, nan=0.0)."
         )
 

@@ -765,3 +765,5 @@ GFMForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 GFMForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 GFMForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 GFMForImageSuperResolution.register_for_auto_class("AutoModelForImageToImage")
+# `register_for_auto_class` only takes names of classes that exist; this one says that the code is to be saved along.
+cast(Any, GFMForChangeDetection)._auto_class = "AutoModelForChangeDetection"

@@ -19,10 +19,15 @@ STREAM_START = 100
 
 
 class StepMeter:
-    """Losses and speed since the last log line, over all processes."""
+    """Losses and speed since the last log line, over all processes.
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    Args:
+        names: Of the losses that `add` gets.
+    """
+
+    def __init__(self, accelerator: Accelerator, names: tuple[str, ...] = ("loss",)) -> None:
         self._accelerator = accelerator
+        self._names = names
         self._images_since_taken = 0
         self._restart()
 
@@ -50,7 +55,7 @@ class StepMeter:
         """Add one micro-batch.
 
         Args:
-            losses: (3,) loss and its two terms, already weighted by the micro-batch's share; stays on its device.
+            losses: One number for each name, already weighted by the micro-batch's share; stays on its device.
             images: Readable images in it.
             last: Whether it ends an optimizer step.
         """
@@ -68,8 +73,7 @@ class StepMeter:
         self._images_since_taken += images
         waited = self._waited_s / seconds
         self._restart()
-        names = ("loss", "reconstruction_loss", "distillation_loss")
-        return dict(zip(names, losses)) | {"images_per_second": images / seconds, "data_wait": waited}
+        return dict(zip(self._names, losses)) | {"images_per_second": images / seconds, "data_wait": waited}
 
     def take_images(self) -> int:
         """Images of all processes in the windows closed since the last call."""

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 
@@ -24,6 +25,7 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 UNFINISHED = "unfinished-"
 LOG = "trainer_state.jsonl"
 PROGRESS = "progress.json"
+BEST = "best.safetensors"
 # A writer that fails with less than this left has most likely run out of space.
 FULL_BELOW_BYTES = 2**20
 
@@ -161,12 +163,15 @@ class RunFolder:
             )
         return Path(resume_from)
 
-    def save_checkpoint(self, step: int, progress: dict[str, Any]) -> None:
+    def save_checkpoint(
+        self, step: int, progress: dict[str, Any], best: dict[str, torch.Tensor] | None = None
+    ) -> None:
         """Write `checkpoint-STEP`: all that `accelerator.save_state` knows, and the loop's own progress.
 
         Args:
             step: Optimizer steps done.
             progress: What the loop needs to go on, as JSON.
+            best: Weights of the best evaluation so far, where the loop keeps them.
         """
         final = self.path / f"checkpoint-{step}"
         if final.exists():
@@ -179,6 +184,8 @@ class RunFolder:
             self._accelerator.save_state(str(temporary))
             if self._accelerator.is_main_process:
                 (temporary / PROGRESS).write_text(json.dumps(progress, indent=2))
+                if best is not None:
+                    save_file(best, temporary / BEST)
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
             temporary.rename(final)

@@ -1,15 +1,21 @@
 import json
+import os
+import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import SwinConfig, SwinForImageClassification, SwinForMaskedImageModeling, SwinModel
 
 from gfm_hf import (
     GFMBackbone,
     GFMConfig,
+    GFMForChangeDetection,
     GFMForImageClassification,
+    GFMForImageSuperResolution,
     GFMForPreTraining,
+    GFMForSemanticSegmentation,
+    GFMImageProcessor,
     GFMModel,
     convert_checkpoint,
 )
@@ -127,7 +133,10 @@ def test_what_no_weight_tells_is_asked_for_by_name(config, tmp_path):
 def test_what_is_assumed_is_said(config, tmp_path):
     write_checkpoint(GFMForPreTraining(config), tmp_path / "file.pth", "authors")
     conversion = read_model(tmp_path / "file.pth", mask_ratio=0.5)
-    assert conversion.assumed == {"mask_patch_size": 32, "distillation_weight": 1.0}
+    guesses = {"mask_patch_size": 32, "distillation_weight": 1.0, "distillation_stages": (3,)}
+    assert conversion.assumed == guesses  # the last two stages have one width
+    processor_for(conversion, {})
+    assert conversion.assumed["image_mean"][0] == 0.485
 
 
 def test_overrides_of_the_geometry_move_weights(config, tmp_path):
@@ -257,6 +266,59 @@ def test_several_files_are_no_guess(tmp_path):
         convert_checkpoint(tmp_path / "missing.pth")
 
 
+def test_a_folder_is_held_to_its_configuration(config, tmp_path):
+    """Missing, additional and contradicting weights are errors there too: nothing is drawn at random in silence."""
+    filled(GFMForPreTraining(config)).save_pretrained(tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    lacking = {name: tensor for name, tensor in whole.items() if "layers.2.blocks.0.attention.q_proj" not in name}
+    save_file(lacking, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not complete: .*q_proj"):
+        convert_checkpoint(tmp_path)
+    save_file(whole | {"extra.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no place in a GFMForPreTraining: extra.weight"):
+        convert_checkpoint(tmp_path)
+    save_file(whole, tmp_path / "model.safetensors")
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"depths": [1, 1, 3, 1]}))
+    with pytest.raises(CheckpointError, match="config.json says depths .* but the weights say"):
+        convert_checkpoint(tmp_path)
+
+
+def test_pickled_folders_go_through_the_same_reader(config, tmp_path):
+    model = filled(GFMModel(config))
+    model.save_pretrained(tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    back = convert_checkpoint(tmp_path)
+    assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in model.state_dict().items())
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": os.system}))
+    with pytest.raises(CheckpointError, match="posix.system|os.system|wants to run"):
+        convert_checkpoint(tmp_path)
+
+
+def test_parts_of_one_model_are_read_together(config, tmp_path):
+    model = filled(GFMForImageClassification(config))
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    back = convert_checkpoint(tmp_path)
+    assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in model.state_dict().items())
+    next(tmp_path.glob("model-*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match="lacks parts of its weights"):
+        convert_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model_class", [GFMForSemanticSegmentation, GFMForChangeDetection, GFMForImageSuperResolution]
+)
+def test_task_models_of_ours_come_back_whole(config, tmp_path, model_class):
+    config.decoder_channels = config.auxiliary_channels = 8
+    model = filled(model_class(config))
+    model.save_pretrained(tmp_path)
+    back = convert_checkpoint(tmp_path)
+    assert type(back) is model_class
+    assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 # ---- processor -------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +329,43 @@ def test_processor_of_pictures_and_of_bands(config, tmp_path):
     reversed_bands = processor_for(read_model(tmp_path / "file.safetensors", band_names=["B02", "B03", "B04"]), {})
     assert reversed_bands.image_mean[0] == 0.406 and reversed_bands.band_names == ("B02", "B03", "B04")
     many = read_model(tmp_path / "file.safetensors", num_channels=4, rgb_channels=(2, 1, 0))
-    with pytest.raises(CheckpointError, match="statistics of its 4 bands"):
+    with pytest.raises(CheckpointError, match="statistics of these 4 bands"):
         processor_for(many, {})
     assert processor_for(many, {"image_mean": [0.1] * 4, "image_std": [0.2] * 4}).image_std == (0.2,) * 4
+
+
+def test_statistics_move_with_their_bands(config, tmp_path):
+    config = GFMConfig.from_dict(config.to_dict(), band_names=("R", "G", "B"))
+    filled(GFMModel(config)).save_pretrained(tmp_path)
+    GFMImageProcessor(
+        size=64, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6], rescale_factor=1e-4
+    ).save_pretrained(tmp_path)
+    turned = processor_for(read_model(tmp_path, band_names=["B", "G", "R"]), {})
+    assert turned.image_mean == (0.3, 0.2, 0.1) and turned.image_std == (0.6, 0.5, 0.4)
+    assert turned.rescale_factor == 1e-4 and turned.band_names == ("B", "G", "R")
+    assert processor_for(read_model(tmp_path), {}).image_mean == (0.1, 0.2, 0.3)
+    with pytest.raises(CheckpointError, match="pass image_mean"):  # other bands than the ones they were measured on
+        processor_for(read_model(tmp_path, num_channels=4, band_names=["NIR", "R", "G", "B"]), {})
+    with pytest.raises(CheckpointError, match="correct --set"):
+        processor_for(read_model(tmp_path), {"rescale_factor": "abc"})
+
+
+@pytest.mark.parametrize(("field", "value"), [("window_size", 0), ("window_size", "zzz"), ("image_size", -3)])
+def test_settings_that_cannot_be_are_named(config, tmp_path, field, value):
+    write_checkpoint(GFMModel(config), tmp_path / "file.pth", "authors")
+    with pytest.raises(CheckpointError, match=field):
+        convert_checkpoint(tmp_path / "file.pth", **{field: value})
+
+
+def test_names_of_classes_lead_both_ways(config, tmp_path):
+    write_checkpoint(GFMForImageClassification(config), tmp_path / "file.pth", "authors")
+    named = convert_checkpoint(tmp_path / "file.pth", id2label=["a", "b", "c", "d", "e"]).config
+    assert named.id2label[4] == "e" and named.label2id == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}
+
+
+def test_mistyped_paths_are_not_asked_for_over_the_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for name in ("models/missing.pth", "models/missing", "missing/model.pth"):
+        with pytest.raises(CheckpointError, match="does not exist"):
+            convert_checkpoint(name)

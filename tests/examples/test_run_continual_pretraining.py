@@ -232,6 +232,9 @@ def test_a_checkpoint_is_pretrained_further(scenes, teacher, tmp_path, capsys):
     assert run(tmp_path / "third", **further) == 0 and not same_weights(tmp_path / "first", tmp_path / "third")
     wrong = refused(capsys, tmp_path / "x", train_dir=scenes, teacher=teacher, model_name_or_path="a", config_name="b")
     assert "--model_name_or_path brings configuration and weights" in wrong
+    (tmp_path / "weights.pth").write_bytes(b"x")
+    wrong = refused(capsys, tmp_path / "z", **{**further, "model_name_or_path": tmp_path / "weights.pth"})
+    assert "gfm-hf convert" in wrong
     small = SwinModel(SwinConfig(image_size=64, **{**SHAPE, "embed_dim": 4}))
     small.save_pretrained(tmp_path / "small")
     wrong = refused(capsys, tmp_path / "y", **{**further, "teacher": tmp_path / "small"})

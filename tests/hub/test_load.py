@@ -5,18 +5,21 @@ import shutil
 
 import numpy as np
 import pytest
+import transformers
 from client_tools import description, digests
 from loopback import LoopbackHub
 from transformers import SwinModel
 
-from gfm_hf import GFMForImageClassification, GFMForPreTraining, GFMImageProcessor, GFMModel
+from gfm_hf import GFMForChangeDetection, GFMForImageClassification, GFMForPreTraining, GFMImageProcessor, GFMModel
 from gfm_hf.model import modeling_gfm
 from gfm_hf.model.configuration_gfm import AUTO_MAP
 
 
 # Auto class -> class of the model behind it.
 DOORS = {
-    door: getattr(modeling_gfm, entry.partition(".")[2]) for door, entry in AUTO_MAP.items() if door != "AutoConfig"
+    door: getattr(modeling_gfm, entry.partition(".")[2])
+    for door, entry in AUTO_MAP.items()
+    if door != "AutoConfig" and hasattr(transformers, door)
 }
 # The one repository of a pretrained model, and one for every kind of model with a head that was trained afterwards.
 PRETRAINED = "owner/tiny-gfm"
@@ -26,6 +29,7 @@ HEADS = {
     if kind not in (GFMModel, modeling_gfm.GFMBackbone, GFMForPreTraining)
 }
 CODE = {
+    "label_maps_gfm.py",
     "configuration_gfm.py",
     "decoders_gfm.py",
     "image_processing_gfm.py",
@@ -90,6 +94,22 @@ say(description({door}.from_pretrained("{repo}", trust_remote_code=True)))
 """
     expected = description(DOORS[door].from_pretrained(folders[repo]))
     assert_same(client(pushed, source, installed=False).value, expected)
+
+
+def test_change_detection_has_a_door_of_its_own(pushed, client, save_checkpoint, tmp_path):
+    """transformers has no class for it; its door is opened by hand."""
+    folder = save_checkpoint(tmp_path / "change", GFMForChangeDetection, num_labels=2)
+    expected = digests(GFMForChangeDetection.from_pretrained(folder))
+    client(pushed, f"from gfm_hf.hub import push_checkpoint\npush_checkpoint({str(folder)!r}, 'owner/change')")
+    source = """
+from transformers import AutoConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+config = AutoConfig.from_pretrained("owner/change", trust_remote_code=True)
+model_class = get_class_from_dynamic_module(config.auto_map["AutoModelForChangeDetection"], "owner/change")
+model = model_class.from_pretrained("owner/change")
+say([type(model).__module__.startswith("transformers_modules"), digests(model)])
+"""
+    assert client(pushed, source, installed=False).value == [True, expected]
 
 
 def test_configuration_and_processor_load_where_gfm_hf_is_absent(pushed, client, checkpoint):

@@ -20,6 +20,7 @@ from gfm_hf.model.image_processing_gfm import GFMImageProcessor
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 REFLECTANCE = {"rescale_factor": 1e-4, "image_mean": [0.1, 0.12, 0.15], "image_std": [0.05, 0.06, 0.07]}
+CODE = ["image_processing_gfm.py", "label_maps_gfm.py"]
 IMAGERY = Path(__file__).resolve().parents[3] / "shared" / "imagery"
 
 
@@ -176,7 +177,7 @@ def test_transparent_palette_and_read_only_arrays_give_no_warning(plain):
     array = photo().copy()
     array.setflags(write=False)
     assert pixels(plain, array).is_contiguous()
-    assert not np.shares_memory(room._array_tensor(array, 0).numpy(), array)  # torch warns only once a process
+    assert not np.shares_memory(room._array_tensor(array, "image 0").numpy(), array)  # torch warns only once a process
 
 
 def test_pil_transparency_is_no_band(plain):
@@ -392,6 +393,287 @@ def test_denormalize_goes_back():
         processor.denormalize(torch.zeros(1, 4, 8, 8))
 
 
+# --- pairs -------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_two_images_each():
+    processor = GFMImageProcessor(size=24)
+    singles = [photo(seed=seed) for seed in range(4)]
+    expected = pixels(processor, singles).unflatten(0, (2, 2))
+    arrays = [tuple(singles[:2]), tuple(singles[2:])]
+    mixed = [[Image.fromarray(singles[0]), singles[1].transpose(2, 0, 1)], (torch.tensor(singles[2]), singles[3])]
+    for pairs in (arrays, tuple(arrays), mixed):
+        assert torch.equal(pixels(processor, pairs), expected)
+    assert expected.shape == (2, 2, 3, 24, 24)
+    assert np.array_equal(processor(arrays, return_tensors="np")["pixel_values"], expected.numpy())
+    assert processor.denormalize(expected).shape == expected.shape
+
+
+def test_pairs_of_different_sizes(plain):
+    pairs = [(photo(), photo()), (photo(30, 20), photo(30, 20))]
+    listed = plain(pairs)["pixel_values"]
+    assert [pair.shape for pair in listed] == [(2, 3, 40, 56), (2, 3, 30, 20)]
+    assert pixels(plain, pairs, do_resize=True, size=16).shape == (2, 2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"\(30, 20\), \(40, 56\)"):
+        pixels(plain, pairs)
+
+
+def test_tuple_of_two_images_stays_a_batch(plain):
+    assert pixels(plain, (photo(), photo())).shape == (2, 3, 40, 56)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([(photo(), photo()), (photo(), photo(40, 50))],
+         r"image 1, before, has size \(40, 56\) but the one after \(40, 50\)"),
+        ([(photo(), photo()), photo()], r"image 1 is a ndarray but a pair \(before, after\).*image 0 seems"),
+        ([photo(), (photo(), photo())], "image 0 is a ndarray but a pair.*image 1 seems"),
+        ([(photo(), photo(), photo())], "image 0 is a tuple of 3"),
+        ([[[1, 2, 3], [4, 5, 6]]], r"image 0, before, is a list.*np.asarray"),
+        ([(photo(), photo()[..., :2])], "image 0, after, has shape"),
+        ([(photo().astype(float), np.full((40, 56, 3), np.nan))], "image 0, after, has 2240 NaN"),
+    ],
+)  # fmt: skip
+def test_wrong_pairs(plain, images, message):
+    for resize in (False, True):
+        with pytest.raises(ValueError, match=message):
+            pixels(plain, images, do_resize=resize)
+
+
+def test_errors_name_the_file(plain, tmp_path):
+    Image.fromarray(photo()).save(tmp_path / "before.png")
+    Image.fromarray(photo(30, 20)).save(tmp_path / "after.png")
+    pair = (Image.open(tmp_path / "before.png"), Image.open(tmp_path / "after.png"))
+    with pytest.raises(ValueError, match=r"image 0 \(.*before.png\), before, has size"):
+        plain([pair])
+
+
+# --- label maps --------------------------------------------------------------------------------------------------
+
+
+def ids(height=40, width=56, seed=0):
+    """Blocks of ids 0 to 4, and some 255."""
+    blocks = np.random.default_rng(seed).choice([0, 1, 2, 3, 4, 255], (5, 7)).astype(np.uint8)
+    return np.asarray(Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST))
+
+
+def test_labels_follow_the_images():
+    processor = GFMImageProcessor(size={"height": 20, "width": 28})
+    images, maps = [photo(seed=0), photo(60, 20)], [ids(seed=0), Image.fromarray(ids(60, 20))]
+    batch = processor(images, maps, return_tensors="pt")
+    assert torch.equal(batch["pixel_values"], pixels(processor, images))
+    assert batch["labels"].shape == (2, 20, 28) and batch["labels"].dtype == torch.int64
+    for found, raw in zip(batch["labels"], maps, strict=True):
+        expected = np.asarray(Image.fromarray(np.asarray(raw)).resize((28, 20), Image.Resampling.NEAREST))
+        assert np.array_equal(found.numpy(), expected)
+    again = processor(images=images, segmentation_maps=maps, return_tensors="np")["labels"]
+    assert again.dtype == np.int64 and np.array_equal(again, batch["labels"].numpy())
+    native = processor(images, maps, do_resize=False)
+    assert [found.shape for found in native["labels"]] == [(40, 56), (60, 20)]
+    assert np.array_equal(native["labels"][1], ids(60, 20))
+    assert "labels" not in processor(images)
+
+
+def test_edges_of_image_and_labels_stay_together():
+    """An object's border in the resized map lies where it lies in the resized image."""
+    scene = np.zeros((64, 64, 3), np.uint8)
+    scene[13:41, 22:51] = 255
+    for size in (24, 45, 100):
+        processor = GFMImageProcessor(size=size, do_normalize=False, mask_threshold=128)
+        batch = processor(scene, scene[..., 0], return_tensors="pt")
+        inside = batch["pixel_values"][0, 0] > 0.5
+        assert (inside == batch["labels"][0].bool()).float().mean() > 0.98
+
+
+def test_one_map_per_pair():
+    processor = GFMImageProcessor(size=24, num_labels=5)
+    pairs = [(photo(seed=0), photo(seed=1)), (photo(seed=2), photo(seed=3))]
+    batch = processor(pairs, [ids(seed=0), ids(seed=1)], return_tensors="pt")
+    assert batch["pixel_values"].shape == (2, 2, 3, 24, 24) and batch["labels"].shape == (2, 24, 24)
+    with pytest.raises(ValueError, match="holds 4 maps but there are 2 images"):
+        processor(pairs, [ids()] * 4)
+    with pytest.raises(ValueError, match=r"label map 1 has size \(30, 20\) but image 1, before has \(40, 56\)"):
+        processor(pairs, [ids(), ids(30, 20)])
+
+
+def test_map_of_another_size_is_refused_even_with_resize(tmp_path):
+    Image.fromarray(ids(20, 28)).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match=r"label map 0 \(.*mask.png\) has size \(20, 28\) but image 0 has \(40, 56\)"):
+        GFMImageProcessor()(photo(), Image.open(tmp_path / "mask.png"))
+    turned = GFMImageProcessor()
+    with pytest.raises(ValueError, match="size"):
+        turned(photo(), ids().T)
+
+
+def test_map_settings_act_in_a_call_and_are_checked():
+    processor = GFMImageProcessor(do_resize=False)
+    mask = np.where(photo()[..., 0] > 99, 255, 0).astype(np.uint8)
+    binary = processor(photo(), mask, mask_threshold=128, num_labels=2, return_tensors="pt")["labels"][0]
+    assert np.array_equal(binary.numpy(), mask // 255)
+    reduced = processor(photo(), ids(), do_reduce_labels=True, num_labels=4, return_tensors="pt")["labels"][0]
+    assert set(reduced.unique().tolist()) <= {0, 1, 2, 3, 255} and (reduced == 255).sum() > (ids() == 255).sum()
+    with pytest.raises(ValueError, match="label map 0 holds the ids"):
+        processor(photo(), ids(), num_labels=3)
+    assert processor.read_label_map(ids()).dtype == np.int64
+
+
+def test_ids_that_were_read_before_are_not_read_again():
+    palette = [[0, 0, 0], [255, 255, 255], [0, 0, 255], [0, 255, 255]]
+    processor = GFMImageProcessor(do_resize=False, palette=palette, do_reduce_labels=True)
+    colours = np.asarray(palette, np.uint8)[ids() % 4]
+    read = processor.read_label_map(colours)
+    direct = processor(photo(), colours, return_tensors="pt")["labels"]
+    assert np.array_equal(read, direct[0].numpy())
+    assert torch.equal(processor(photo(), read, maps_are_ids=True, return_tensors="pt")["labels"], direct)
+
+
+def test_map_settings_are_saved(tmp_path):
+    settings = {"ignore_index": -100, "do_reduce_labels": True, "palette": [[0, 0, 0], [1, 2, 3]],
+                "palette_tolerance": 7, "num_labels": 1, "nodata": float("nan")}  # fmt: skip
+    processor = GFMImageProcessor(**settings)
+    processor.save_pretrained(tmp_path)
+    json.loads((tmp_path / "preprocessor_config.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+    again = GFMImageProcessor.from_pretrained(tmp_path)
+    assert again.to_dict() == processor.to_dict()
+    assert again.palette == ((0, 0, 0), (1, 2, 3)) and again.nodata == "nan" and again.ignore_index == -100
+    with pytest.raises(ValueError, match="palette is"):
+        GFMImageProcessor.from_pretrained(tmp_path, palette=[[1, 2]])
+    GFMImageProcessor(mask_threshold=128).save_pretrained(tmp_path)
+    assert GFMImageProcessor.from_pretrained(tmp_path).mask_threshold == 128
+
+
+# --- nodata ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodata", [-9999, -9999.0, "nan", float("nan"), -3.4028234663852886e38])
+def test_nodata_becomes_the_mean_and_is_ignored(nodata):
+    image = reflectance(np.float32)
+    image[:, :4] = np.nan if nodata == "nan" else nodata
+    processor = GFMImageProcessor(do_resize=False, nodata=nodata, **REFLECTANCE)
+    batch = processor(image, np.zeros((16, 16), np.uint8), return_tensors="pt")
+    assert batch["pixel_values"][:, :, :4].abs().max() < 1e-5
+    assert (batch["labels"][0, :4] == 255).all() and (batch["labels"][0, 4:] == 0).all()
+    clean = pixels(GFMImageProcessor(do_resize=False, **REFLECTANCE), image[:, 4:])
+    assert torch.equal(batch["pixel_values"][:, :, 4:], clean)
+    smaller = processor(image, np.zeros((16, 16), np.uint8), do_resize=True, size=8, return_tensors="pt")
+    assert (smaller["labels"][0] == 255).sum(dim=1).tolist() == [8, 8, 0, 0, 0, 0, 0, 0]
+    assert smaller["pixel_values"].abs().max() <= clean.abs().max()
+
+
+def test_nodata_number_needs_all_bands_and_nan_any():
+    image = np.full((3, 4, 4), 100, np.uint8)
+    image[0, 0, 0] = 0  # dark in one band
+    image[:, 1, 1] = 0
+    maps = np.ones((4, 4), np.uint8)
+    processor = GFMImageProcessor(do_resize=False, nodata=0)
+    batch = processor(image, maps, return_tensors="pt")
+    assert torch.argwhere(batch["labels"][0] == 255).tolist() == [[1, 1]]
+    assert batch["pixel_values"][0, 0, 0, 0] < -2 and batch["pixel_values"][0, :, 1, 1].abs().max() < 1e-5
+    floats = image.astype(np.float32)
+    floats[2, 3, 3] = np.nan
+    labels = processor(floats, maps, return_tensors="pt")["labels"][0]
+    assert torch.argwhere(labels == 255).tolist() == [[1, 1], [3, 3]]
+
+
+def test_nodata_of_either_date():
+    pair = np.full((2, 3, 4, 4), 100, np.float32)
+    pair[0, :, 0, 0] = pair[1, :, 3, 3] = np.nan
+    labels = GFMImageProcessor(do_resize=False, nodata="nan")([tuple(pair)], [np.zeros((4, 4))])["labels"][0]
+    assert np.argwhere(labels == 255).tolist() == [[0, 0], [3, 3]]
+
+
+def test_nodata_leaves_the_value_check_and_infinity(plain):
+    image = reflectance(np.float32)
+    image[0, 0, 0] = -9999
+    with pytest.raises(ValueError, match="nodata fill"):
+        pixels(GFMImageProcessor(do_resize=False, nodata=-9999, **REFLECTANCE), image)
+    with pytest.raises(ValueError, match="infinite"):
+        pixels(plain, np.full((3, 4, 4), np.inf), nodata="nan")
+    assert pixels(plain, np.zeros((3, 4, 4), np.uint8), nodata=0).abs().max() < 1e-5
+    without = GFMImageProcessor(
+        do_resize=False, do_normalize=False, do_rescale=False, image_mean=None, image_std=None, nodata="nan"
+    )
+    assert not pixels(without, np.full((3, 4, 4), np.nan)).any()
+    assert (without(np.full((3, 4, 4), np.nan), np.zeros((4, 4)))["labels"][0] == 255).all()
+
+
+# --- outputs -----------------------------------------------------------------------------------------------------
+
+
+def test_semantic_maps(plain):
+    logits = torch.zeros(2, 3, 4, 4)
+    logits[0, 1, :, :2] = 5
+    logits[1, 2] = 1
+    maps = plain.post_process_semantic_segmentation({"logits": logits})
+    assert [tuple(found.shape) for found in maps] == [(4, 4), (4, 4)] and maps[0].dtype == torch.int64
+    assert maps[0].tolist() == [[1, 1, 0, 0]] * 4 and (maps[1] == 2).all()
+    sized = plain.post_process_semantic_segmentation(logits.bfloat16(), target_sizes=[(8, 12), (4, 4)])
+    assert tuple(sized[0].shape) == (8, 12) and sized[0][:, :6].all() and torch.equal(sized[1], maps[1])
+    with pytest.raises(ValueError, match="one .height, width. per image"):
+        plain.post_process_semantic_segmentation(logits, target_sizes=[(8, 12)])
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) but \(B, K, H, W\)"):
+        plain.post_process_semantic_segmentation(logits[:, :, 0, 0])
+
+
+def test_change_maps(plain):
+    logits = torch.zeros(1, 2, 2, 2)
+    logits[0, 1] = torch.tensor([[2.0, -2.0], [0.0, 0.5]])
+    found = plain.post_process_change_detection({"logits": logits})[0]
+    assert found["mask"].dtype == torch.bool and found["mask"].tolist() == [[True, False], [False, True]]
+    torch.testing.assert_close(found["probabilities"], torch.sigmoid(logits[0, 1]))
+    assert torch.equal(found["mask"].long(), plain.post_process_semantic_segmentation(logits)[0])
+    assert plain.post_process_change_detection(logits, threshold=0.1)[0]["mask"].all()
+    assert plain.post_process_change_detection(logits, [(6, 5)])[0]["mask"].shape == (6, 5)
+    with pytest.raises(ValueError, match="threshold is -1"):
+        plain.post_process_change_detection(logits, threshold=-1)
+
+
+def test_super_resolution_goes_back_to_the_files_values(plain, tmp_path):
+    image = photo()
+    values = pixels(plain, [image, image])
+    arrays = plain.post_process_super_resolution({"reconstruction": values})
+    assert len(arrays) == 2 and arrays[0].dtype == np.uint8 and np.array_equal(arrays[1], image)
+    pictures = plain.post_process_super_resolution(values.requires_grad_(), output_type="pil")
+    assert pictures[0].mode == "RGB" and np.array_equal(np.asarray(pictures[0]), image)
+    turned = GFMImageProcessor(do_resize=False, band_names=["B", "G", "R"])
+    picture = turned.post_process_super_resolution(pixels(turned, Image.fromarray(image)), output_type="pil")[0]
+    assert np.array_equal(np.asarray(picture), image)
+    bright = plain.post_process_super_resolution(values.detach() * 3)[0]
+    assert bright.min() == 0 and bright.max() == 255
+    exact = plain.post_process_super_resolution(values.detach(), dtype=np.float32)[0]
+    np.testing.assert_allclose(exact, image, atol=1e-3)
+
+
+def test_super_resolution_of_reflectance(plain):
+    processor = GFMImageProcessor(do_resize=False, **REFLECTANCE)
+    cube = reflectance()
+    found = processor.post_process_super_resolution(pixels(processor, cube))[0]
+    assert found.dtype == np.uint16 and np.array_equal(found, cube.transpose(1, 2, 0))
+    with pytest.raises(ValueError, match="3 bands of uint16 is no 8-bit picture"):
+        processor.post_process_super_resolution(pixels(processor, cube), output_type="pil")
+    unscaled = GFMImageProcessor(do_resize=False, do_rescale=False, **{**REFLECTANCE, "rescale_factor": 1 / 255})
+    floats = cube / np.float32(1e4)
+    found = unscaled.post_process_super_resolution(pixels(unscaled, floats))[0]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, floats.transpose(1, 2, 0), atol=1e-6)
+    with pytest.raises(ValueError, match="output_type is 'pt'"):
+        plain.post_process_super_resolution(torch.zeros(1, 3, 4, 4), output_type="pt")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        plain.post_process_super_resolution(torch.full((1, 3, 4, 4), torch.nan))
+    with pytest.raises(ValueError, match=r"\(1, 4, 4, 4\) but"):
+        plain.post_process_super_resolution(torch.zeros(1, 4, 4, 4))
+
+
+def test_image_size_is_what_the_processor_reads(plain, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo()).save(tmp_path / "turned.png", exif=exif)
+    assert plain.image_size(Image.open(tmp_path / "turned.png")) == (56, 40)
+    assert plain.image_size(photo()) == plain.image_size(photo().transpose(2, 0, 1)) == (40, 56)
+    assert plain.image_size(np.zeros((4, 8, 9)), bands=["N", "R", "G", "B"]) == (8, 9)
+
+
 # --- settings ----------------------------------------------------------------------------------------------------
 
 
@@ -498,7 +780,7 @@ def test_folder_alone_loads_in_a_fresh_process(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoint"
     processor = GFMImageProcessor(size=16, image_mean=[0.4] * 3, image_std=[0.3] * 3)
     processor.save_pretrained(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["image_processing_gfm.py", "preprocessor_config.json"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*CODE, "preprocessor_config.json"])
     np.save(tmp_path / "image.npy", photo())
     script = (
         "import sys, numpy as np\n"

@@ -25,7 +25,7 @@ def clock(monkeypatch):
 
 
 def test_losses_are_averaged_over_steps_and_speed_over_time(accelerator, clock):
-    meter = StepMeter(accelerator)
+    meter = StepMeter(accelerator, ("loss", "reconstruction_loss", "distillation_loss"))
     # Two steps of two micro-batches, whose losses come already weighted by their share of the step.
     for number, last in enumerate([False, True, False, True]):
         with meter.waiting():
@@ -40,7 +40,7 @@ def test_losses_are_averaged_over_steps_and_speed_over_time(accelerator, clock):
 
 
 def test_each_window_starts_anew_and_images_are_taken_once(accelerator, clock):
-    meter = StepMeter(accelerator)
+    meter = StepMeter(accelerator, ("loss", "reconstruction_loss", "distillation_loss"))
     for loss, images in ((1.0, 3), (5.0, 4)):
         clock[0] += 1
         meter.add(torch.full((3,), loss), images, last=True)

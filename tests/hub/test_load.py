@@ -10,7 +10,14 @@ from client_tools import description, digests
 from loopback import LoopbackHub
 from transformers import SwinModel
 
-from gfm_hf import GFMForChangeDetection, GFMForImageClassification, GFMForPreTraining, GFMImageProcessor, GFMModel
+from gfm_hf import (
+    GFMForChangeDetection,
+    GFMForImageClassification,
+    GFMForPreTraining,
+    GFMImageProcessor,
+    GFMModel,
+    convert_checkpoint,
+)
 from gfm_hf.model import modeling_gfm
 from gfm_hf.model.configuration_gfm import AUTO_MAP
 
@@ -94,6 +101,24 @@ say(description({door}.from_pretrained("{repo}", trust_remote_code=True)))
 """
     expected = description(DOORS[door].from_pretrained(folders[repo]))
     assert_same(client(pushed, source, installed=False).value, expected)
+
+
+@pytest.mark.parametrize("file", ["train_ckpt_epoch_0.pth", "finetuned_ckpt_epoch_max.pth"])
+def test_a_converted_checkpoint_comes_back_bit_equal(pushed, client, parity_dir, tmp_path, file):
+    """The authors' file -> gfm-hf convert -> gfm-hf push -> Auto class where gfm_hf is absent."""
+    expected = convert_checkpoint(parity_dir / file)
+    door = "AutoModelForPreTraining" if isinstance(expected, GFMForPreTraining) else "AutoModelForImageClassification"
+    source = f"""
+from gfm_hf_cli import main
+assert main(["convert", {str(parity_dir / file)!r}, {str(tmp_path / "ours")!r}]) == 0
+assert main(["push", {str(tmp_path / "ours")!r}, "owner/converted"]) == 0
+"""
+    client(pushed, source)
+    source = f"""
+from transformers import {door}
+say(digests({door}.from_pretrained("owner/converted", trust_remote_code=True)))
+"""
+    assert client(pushed, source, installed=False).value == digests(expected)
 
 
 def test_change_detection_has_a_door_of_its_own(pushed, client, save_checkpoint, tmp_path):

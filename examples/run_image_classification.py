@@ -19,7 +19,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor
 
 from gfm_hf import GFMForImageClassification
 from gfm_hf.cards import write_card
@@ -44,6 +43,8 @@ from gfm_hf.training.task_runs import (
     cosine_schedule,
     describe_task_run,
     labels_of,
+    load_config,
+    load_processor,
     source_of,
     total_steps,
     write_task_model,
@@ -208,10 +209,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # Processor, data, model
     with user_input():
         set_seed(args.seed)
-        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision or "main")
-        config = GFMForImageClassification.config_class.from_pretrained(args.model_name_or_path)
-        if args.image_size:
-            processor.size = {"height": args.image_size, "width": args.image_size}
+        processor, config = load_processor(args), load_config(args)
         data = open_data(args, config.num_channels, config.rgb_channels)
         if args.problem_type and args.problem_type != data.problem_type:
             raise InputError(f"--problem_type is {args.problem_type} but the labels make it {data.problem_type}.")

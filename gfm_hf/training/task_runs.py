@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers import AutoImageProcessor, PreTrainedConfig
 
-from gfm_hf.model.modeling_gfm import GFMPreTrainedModel
+from gfm_hf.model.configuration_gfm import GFMConfig
+from gfm_hf.model.image_processing_gfm import GFMImageProcessor
+from gfm_hf.model.modeling_gfm import GFMPreTrainedModel, swin_fields
 from gfm_hf.training.adapting import add_lora, count_parameters, freeze_backbone, save_adapter
 from gfm_hf.training.arguments import (
     add_batch_arguments,
@@ -117,8 +120,7 @@ def build_task_model(
     overrides |= {name: getattr(args, name) for name in ("image_size", "window_size") if getattr(args, name)}
     origin = {"revision": args.model_revision or "main", "cache_dir": args.cache_dir}
     if args.random_init:
-        config = model_class.config_class.from_pretrained(args.model_name_or_path, **origin, **overrides)
-        model: Any = model_class(config)
+        model: Any = model_class(load_config(args, **overrides))
     else:
         # A head for other labels is drawn anew; everything else has to fit.
         model = model_class.from_pretrained(
@@ -131,6 +133,27 @@ def build_task_model(
     if args.freeze_backbone:
         freeze_backbone(model)
     return add_lora(model, args.lora_r) if args.lora_r else model
+
+
+def load_config(args: argparse.Namespace, **overrides: Any) -> GFMConfig:
+    """The checkpoint's configuration, also that of a stock Swin, with fields on top."""
+    origin = {"revision": args.model_revision or "main", "cache_dir": args.cache_dir}
+    stored, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path, **origin)
+    return GFMConfig.from_dict(swin_fields(stored, GFMConfig), **overrides)
+
+
+def load_processor(args: argparse.Namespace) -> GFMImageProcessor:
+    """The checkpoint's processor; of a stock Swin its statistics in one of ours."""
+    origin = {"revision": args.model_revision or "main", "cache_dir": args.cache_dir}
+    processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **origin)
+    if type(processor).__name__ != "GFMImageProcessor":
+        fields = ("image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize")
+        size = processor.size.get("height") or processor.size.get("shortest_edge")
+        known = {name: getattr(processor, name) for name in fields if getattr(processor, name, None) is not None}
+        processor = GFMImageProcessor(size=size, **known)
+    if args.image_size:
+        processor.size = {"height": args.image_size, "width": args.image_size}
+    return processor
 
 
 def labels_of(names: tuple[str, ...]) -> dict[str, Any]:

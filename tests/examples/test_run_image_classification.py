@@ -1,0 +1,224 @@
+"""The classification script as a person runs it: tiny scenes, a tiny pretrained backbone."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from gfm_hf import GFMConfig, GFMForImageClassification, GFMForPreTraining, GFMImageProcessor
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import run_image_classification as script  # noqa: E402
+
+
+SHAPE = {"image_size": 32, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+FLAGS = {
+    "per_device_train_batch_size": 8,
+    "learning_rate": 0.5,
+    "max_train_steps": 6,
+    "logging_steps": 1,
+    "eval_steps": 3,
+    "checkpointing_steps": 2,
+    "dataloader_num_workers": 0,
+    "drop_path_rate": 0,
+}
+COLOURS = {"field": (40, 160, 60), "roof": (170, 60, 50), "water": (30, 60, 150)}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three classes that differ in colour: 20 noisy pictures of each."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for index in range(20):
+            pixels = np.clip(rng.normal(colour, 30, (40, 36, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{name}{index:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    torch.manual_seed(0)
+    GFMForPreTraining(GFMConfig(mask_patch_size=8, **SHAPE)).save_pretrained(folder)
+    GFMImageProcessor(size=32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_process():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def argv(output, **flags):
+    words = []
+    for name, value in {"output_dir": output, **FLAGS, **flags}.items():
+        if value is not None and value is not False:
+            values = [] if value is True else value if isinstance(value, list | tuple) else [value]
+            words += [f"--{name}", *map(str, values)]
+    return words
+
+
+def run(output, **flags):
+    AcceleratorState._reset_state(True)
+    return script.main(argv(output, **flags))
+
+
+def results(output):
+    return json.loads((output / "all_results.json").read_text())
+
+
+def test_it_learns_and_leaves_a_loadable_classifier(images, backbone, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(out, model_name_or_path=backbone, data_dir=images, max_train_steps=30, eval_steps=10) == 0
+    found = results(out)
+    assert found["test_accuracy"] > 0.8 and found["eval_accuracy"] > 0.8  # a third by chance
+    assert "done: 30 steps" in capsys.readouterr().out
+    model = AutoModelForImageClassification.from_pretrained(out)
+    assert type(model) is GFMForImageClassification and set(model.config.label2id) == set(COLOURS)
+    processor = AutoImageProcessor.from_pretrained(out)
+    names = [name for name in COLOURS for _ in range(3)]
+    pictures = [Image.open(images / name / f"{name}{index:02d}.png") for name in COLOURS for index in range(3)]
+    with torch.no_grad():
+        answers = model(**processor(pictures, return_tensors="pt")).logits.argmax(-1).tolist()
+    assert np.mean([model.config.id2label[answer] == name for answer, name in zip(answers, names)]) > 0.7
+    for picture in ("confusion.png", "samples.png"):
+        assert Image.open(out / "panels" / picture).size[0] > 200
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card and "test accuracy" in card
+    log = [json.loads(line) for line in (out / "trainer_state.jsonl").read_text().splitlines()]
+    assert {"eval_accuracy", "loss"} <= {name for line in log for name in line}
+
+
+def test_steps_can_be_called_from_python(images, backbone, tmp_path):
+    """Settings in, scores out: what a benchmark over models and seeds needs."""
+    scores = [
+        script.run(
+            script.parse_args(argv(tmp_path / str(seed), model_name_or_path=backbone, data_dir=images, seed=seed))
+        )
+        for seed in (0, 0, 1)
+        if not (tmp_path / str(seed)).exists() or not AcceleratorState._reset_state(True)
+        if not shutil.rmtree(tmp_path / str(seed), ignore_errors=True)
+    ]
+    assert scores[0]["scores"] == scores[1]["scores"] and scores[0]["seed"] == 0 and scores[2]["seed"] == 1
+    assert scores[0]["images"].startswith("folder") and scores[0]["steps"] == 6
+
+
+@pytest.mark.parametrize("how", [{}, {"lora_r": 2}, {"freeze_backbone": True}])
+def test_a_resumed_run_ends_with_the_same_weights(images, backbone, tmp_path, how):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    flags = {"model_name_or_path": backbone, "data_dir": images, "checkpoints_total_limit": 9, **how}
+    assert run(whole, **flags) == 0
+    resumed.mkdir()
+    shutil.copytree(whole / "checkpoint-4", resumed / "checkpoint-4")
+    assert run(resumed, **flags, resume_from_checkpoint="latest") == 0
+    weights = "adapter_model.safetensors" if "lora_r" in how else "model.safetensors"
+    first, second = load_file(whole / weights), load_file(resumed / weights)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert results(whole)["test_accuracy"] == results(resumed)["test_accuracy"]
+
+
+def test_the_head_alone_is_trained(images, backbone, tmp_path):
+    assert run(tmp_path / "run", model_name_or_path=backbone, data_dir=images, freeze_backbone=True) == 0
+    before, after = load_file(backbone / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
+    encoder = [name for name in before if name.startswith("swin.")]
+    assert encoder and all(torch.equal(before[name], after[name]) for name in encoder)
+    assert results(tmp_path / "run")["trained_parameters"] == 3 * 16 + 3
+
+
+def test_an_adapter_is_saved_alone_and_merges_to_equal_logits(images, backbone, tmp_path):
+    out = tmp_path / "run"
+    assert run(out, model_name_or_path=backbone, data_dir=images, lora_r=2) == 0
+    assert not (out / "model.safetensors").exists() and (out / "adapter_model.safetensors").exists()
+    base = GFMForImageClassification.from_pretrained(backbone, config=GFMConfig.from_pretrained(out)).eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    plain = base(pixel_values).logits
+    adapted = peft.PeftModel.from_pretrained(base, out).eval()
+    logits = adapted(pixel_values=pixel_values).logits
+    assert not torch.allclose(logits, plain, atol=1e-4)
+    torch.testing.assert_close(adapted.merge_and_unload()(pixel_values).logits, logits, rtol=0, atol=1e-5)
+
+
+def test_several_labels(backbone, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rng = np.random.default_rng(0)
+    rows: dict[str, list] = {"image": [], "labels": []}
+    for _ in range(40):
+        chosen = [index for index in range(3) if rng.random() < 0.5]
+        pixels = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+        for index in chosen:
+            pixels[8 * index : 8 * index + 8, :, index] += 150
+        rows["image"].append(Image.fromarray(pixels))
+        rows["labels"].append(chosen)
+    names = datasets.ClassLabel(names=list(COLOURS))
+    features = datasets.Features({"image": datasets.Image(), "labels": datasets.List(names)})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    out = tmp_path / "run"
+    assert run(out, model_name_or_path=backbone, parquet=tmp_path / "rows.parquet", max_train_steps=20) == 0
+    assert 0 < results(out)["test_micro_map"] <= 1 and (out / "panels" / "precision_recall.png").exists()
+    assert GFMConfig.from_pretrained(out).problem_type == "multi_label_classification"
+
+
+def test_early_stopping(images, backbone, tmp_path):
+    still = {"learning_rate": 0, "warmup_learning_rate": 0, "min_learning_rate": 0, "weight_decay": 0}
+    out = tmp_path / "run"
+    flags = {"model_name_or_path": backbone, "data_dir": images, "eval_steps": 1, "early_stopping_patience": 2}
+    assert run(out, **flags, **still) == 0
+    assert results(out)["steps"] == 3 and results(out)["best_step"] == 1
+
+
+WRONG = {
+    "lora and probe": ({"lora_r": 2, "freeze_backbone": True}, "contradict each other"),
+    "other problem": ({"problem_type": "multi_label_classification"}, "the labels make it single_label"),
+    "no data": ({"data_dir": "missing"}, "missing"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_sentence(case, images, backbone, tmp_path, capsys):
+    flags, sentence = WRONG[case]
+    assert run(tmp_path / "run", **{"model_name_or_path": backbone, "data_dir": images, **flags}) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and sentence in error
+
+
+def test_two_processes_give_the_metrics_of_one(images, backbone, tmp_path):
+    """The same weights (rate 0) scored by one process and by two."""
+    still = {
+        "learning_rate": 0,
+        "warmup_learning_rate": 0,
+        "min_learning_rate": 0,
+        "weight_decay": 0,
+        "max_train_steps": 1,
+    }
+    flags = {"model_name_or_path": backbone, "data_dir": images, "per_device_eval_batch_size": 5, **still}
+    assert run(tmp_path / "one", **flags) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(EXAMPLES / "run_image_classification.py"), *argv(tmp_path / "two", **flags)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("test_accuracy", "eval_accuracy", "test_mean_class_accuracy"):
+        assert results(tmp_path / "one")[name] == results(tmp_path / "two")[name]

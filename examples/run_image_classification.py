@@ -33,7 +33,7 @@ from gfm_hf.training.energy import EnergyMeter
 from gfm_hf.training.finetuning import BestWeights, FineTuning, finetune
 from gfm_hf.training.panels import confusion_panel, curve_panel, labelled_panel
 from gfm_hf.training.publishing import BackgroundPush
-from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, user_input
+from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, running, user_input
 from gfm_hf.training.task_runs import (
     add_data_arguments,
     add_finetuning_arguments,
@@ -97,9 +97,10 @@ def predict(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator
     """
     model.eval()
     rows = []
-    for batch in loader:
-        logits = model(pixel_values=batch["pixel_values"].to(accelerator.device)).logits.float().cpu().numpy()
-        rows += list(zip(batch["index"].tolist(), logits, batch["labels"].numpy()))
+    with user_input(), running(loader) as batches:
+        for batch in batches:
+            logits = model(pixel_values=batch["pixel_values"].to(accelerator.device)).logits.float().cpu().numpy()
+            rows += list(zip(batch["index"].tolist(), logits, batch["labels"].numpy()))
     # Fillers of a process that ran out of samples have index -1.
     rows = sorted((row for row in gather_object(rows) if row[0] >= 0), key=lambda row: row[0])
     return np.stack([row[1] for row in rows]), np.stack([row[2] for row in rows])

@@ -34,7 +34,13 @@ def add_lora(model: nn.Module, rank: int) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    heads = [name for name, _ in model.named_children() if name != "swin"]
+    # peft wraps no container, only what stands in it.
+    heads = [
+        f"{name}.{child}" if child else name
+        for name, module in model.named_children()
+        if name != "swin"
+        for child in (list(module) if isinstance(module, nn.ModuleDict) else [""])
+    ]
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=list(LORA_TARGETS), modules_to_save=heads, lora_dropout=0.0
     )

@@ -47,9 +47,9 @@ class BestWeights:
     weights: dict[str, torch.Tensor] | None = field(default=None, repr=False)
 
     def offer(self, scores: dict[str, float], best: float | None) -> bool:
-        """Take the present weights if they score better than `best`; a score that is no number never does."""
+        """Take the present weights if they score better than `best`; a score that is no number is only the first."""
         score = scores[self.metric]
-        better = best is None or (score > best if self.larger_is_better else score < best)
+        better = best is None or math.isnan(best) or (score > best if self.larger_is_better else score < best)
         if self.weights is not None and (math.isnan(score) or not better):
             return False
         self.weights = {name: tensor.detach().cpu().clone() for name, tensor in self._changing().items()}

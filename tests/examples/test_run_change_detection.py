@@ -1,0 +1,243 @@
+"""The change script as a person runs it: tiny pairs of scenes, a tiny pretrained backbone."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor
+
+from gfm_hf import GFMConfig, GFMForChangeDetection, GFMForPreTraining, GFMImageProcessor
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import run_change_detection as script  # noqa: E402
+
+
+SHAPE = {"image_size": 32, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+FLAGS = {
+    "per_device_train_batch_size": 4,
+    "decoder_channels": 8,
+    "learning_rate": 0.01,
+    "warmup_steps": 0,
+    "max_train_steps": 4,
+    "logging_steps": 1,
+    "eval_steps": 2,
+    "checkpointing_steps": 2,
+    "dataloader_num_workers": 0,
+    "drop_path_rate": 0,
+}
+COLUMNS = ("image1", "image2", "mask")
+
+
+def draw_pair(rng):
+    """Noisy fields before, the same with a new roof after, and where it stands."""
+    changed = np.zeros((40, 36), dtype=bool)
+    top, left = rng.integers(0, 22), rng.integers(0, 18)
+    changed[top : top + 18, left : left + 18] = True
+    ground = np.array(rng.integers(40, 160, 3))
+    before = rng.normal(ground, 10, (40, 36, 3))
+    after = np.where(changed[..., None], rng.normal(ground + 80, 10, (40, 36, 3)), rng.normal(before, 5))
+    return [np.clip(date, 0, 255).astype(np.uint8) for date in (before, after)] + [changed * np.uint8(255)]
+
+
+def write_pairs(folder, count=20, seed=0):
+    rng = np.random.default_rng(seed)
+    for column in COLUMNS:
+        (folder / column).mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        for column, pixels in zip(COLUMNS, draw_pair(rng)):
+            Image.fromarray(pixels).save(folder / column / f"pair{index:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    torch.manual_seed(0)
+    GFMForPreTraining(GFMConfig(mask_patch_size=8, auxiliary_channels=8, **SHAPE)).save_pretrained(folder)
+    GFMImageProcessor(size=32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_process():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def argv(output, **flags):
+    words = []
+    for name, value in {"output_dir": output, **FLAGS, **flags}.items():
+        if value is not None and value is not False:
+            values = [] if value is True else value if isinstance(value, list | tuple) else [value]
+            words += [f"--{name}", *map(str, values)]
+    return words
+
+
+def run(output, **flags):
+    AcceleratorState._reset_state(True)
+    return script.main(argv(output, **flags))
+
+
+def results(output):
+    return json.loads((output / "all_results.json").read_text())
+
+
+def test_defaults_are_the_protocol():
+    words = ["--model_name_or_path", "x", "--output_dir", "y"]
+    args = script.parse_args(words)
+    names = ("optimizer", "learning_rate", "min_learning_rate", "power", "warmup_steps", "weight_decay")
+    assert [getattr(args, name) for name in names] == ["sgd", 0.01, 1e-4, 0.9, 0, 5e-4]
+    assert (args.max_train_steps, args.eval_steps, args.layer_decay, args.momentum) == (4_000, 500, 1, 0.9)
+    adamw = script.parse_args([*words, "--optimizer", "adamw", "--power", "2", "--num_train_epochs", "3"])
+    assert [getattr(adamw, name) for name in names] == ["adamw", 6e-5, 0, 2, 1500, 0.01]
+    assert adamw.max_train_steps is None and adamw.num_train_epochs == 3
+
+
+@pytest.mark.parametrize("fusion", ["difference", "concat"])
+def test_it_learns_and_leaves_a_loadable_model(pairs, backbone, tmp_path, capsys, fusion):
+    out = tmp_path / "run"
+    flags = {"model_name_or_path": backbone, "data_dir": pairs, "change_fusion": fusion, "class_weights": [1, 2]}
+    steps = {"max_train_steps": 60, "eval_steps": 20, "learning_rate": 0.05}
+    assert run(out, **flags, **steps) == 0
+    found = results(out)
+    assert found["test_f1"] > 0.6 and found["eval_f1"] > 0.6  # all changed: 0.37
+    assert {"test_precision", "test_recall", "test_iou"} <= set(found)
+    assert "done: 60 steps" in capsys.readouterr().out
+
+    model = GFMForChangeDetection.from_pretrained(out).eval()
+    assert model.config.id2label == {0: "no change", 1: "change"} and model.config.change_fusion == fusion
+    processor = AutoImageProcessor.from_pretrained(out)
+    before, after, mask = draw_pair(np.random.default_rng(9))
+    with torch.no_grad():
+        outputs = model(**processor([(before, after)], return_tensors="pt"))
+    answer = processor.post_process_change_detection(outputs, target_sizes=[mask.shape])[0]["mask"].numpy()
+    overlap = (answer & (mask > 0)).sum() / (answer | (mask > 0)).sum()
+    assert overlap > 0.4
+    assert processor.read_label_map(mask).max() == 1  # 255 is change here, and the saved processor knows
+    assert Image.open(out / "panels" / "samples.png").size[0] > 700
+    card = (out / "README.md").read_text()
+    assert "GFMForChangeDetection" in card and "test f1" in card
+
+
+def test_runs_can_be_called_from_python(pairs, backbone, tmp_path):
+    """Settings in, scores out: what a benchmark over models and seeds needs."""
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        AcceleratorState._reset_state(True)
+        flags = {"model_name_or_path": backbone, "data_dir": pairs, "seed": seed, "max_train_steps": 8}
+        found.append(script.run(script.parse_args(argv(tmp_path / name, **flags))))
+    assert found[0]["scores"] == found[1]["scores"] != found[2]["scores"]
+    assert found[0]["steps"] == 8 and found[2]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"freeze_backbone": True, "optimizer": "adamw", "drop_path_rate": 0.2},
+        {"lora_r": 2},
+    ],
+)
+def test_a_resumed_run_ends_with_the_same_weights(pairs, backbone, tmp_path, how):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    flags = {"model_name_or_path": backbone, "data_dir": pairs, "checkpoints_total_limit": 9, **how}
+    assert run(whole, **flags) == 0
+    resumed.mkdir()
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    assert run(resumed, **flags, resume_from_checkpoint="latest") == 0
+    weights = "adapter_model.safetensors" if "lora_r" in how else "model.safetensors"
+    first, second = (load_file(folder / weights) for folder in (whole, resumed))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert results(whole)["test_f1"] == results(resumed)["test_f1"]
+    if "lora_r" in how:
+        return
+    before = load_file(backbone / "model.safetensors")
+    encoder = [name for name in before if name.startswith("swin.encoder")]
+    assert encoder
+    assert all(torch.equal(before[name], first[name]) for name in encoder) == bool(how.get("freeze_backbone"))
+
+
+def test_soft_masks_are_cut_at_the_threshold(pairs, backbone, tmp_path):
+    folder = tmp_path / "pairs"
+    shutil.copytree(pairs, folder)
+    for path in (folder / "mask").iterdir():
+        levels = np.where(np.asarray(Image.open(path)) > 0, 90, 30).astype(np.uint8)
+        Image.fromarray(levels).save(path)
+    out = tmp_path / "run"
+    assert run(out, model_name_or_path=backbone, data_dir=folder, mask_threshold=60, max_train_steps=2) == 0
+    processor = AutoImageProcessor.from_pretrained(out)
+    assert processor.read_label_map(np.array([[59, 60]])).tolist() == [[0, 1]]
+
+
+def _replace(folder, column, pixels):
+    for path in (folder / column).iterdir():
+        Image.fromarray(pixels).save(path)
+
+
+def _empty_part(folder):
+    for column in COLUMNS:
+        (folder / "test" / column).mkdir(parents=True)
+        (folder / "train").mkdir(exist_ok=True)
+        (folder / column).rename(folder / "train" / column)
+
+
+MASK, IMAGE = np.zeros((40, 36), np.uint8), np.zeros((20, 20, 3), np.uint8)
+NO_CHANGE = {"mask_values": "binary"}
+WRONG = {
+    "mask of another size": (("mask", MASK[:20] + 255), NO_CHANGE, ("pair", "20 x 36 px but its image 40 x 36 px")),
+    "dates of unequal size": (("image2", IMAGE), {}, ("pair", "40 x 36 px before and 20 x 20 px after")),
+    "label of no class": (("mask", MASK + 7), {"mask_values": "ids"}, ("pair", "holds the id 7", "2 classes")),
+    "one class": (("mask", MASK), {}, ("the masks hold 1 class",)),
+    "no change to choose by": (("mask", MASK), NO_CHANGE, ("validation part has no changed pixel",)),
+    "empty part": (None, {}, ("test",)),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_sentence(case, backbone, tmp_path, capsys):
+    spoilt, flags, sentences = WRONG[case]
+    folder = write_pairs(tmp_path / "pairs", count=8)
+    _replace(folder, *spoilt) if spoilt else _empty_part(folder)
+    assert run(tmp_path / "run", **{"model_name_or_path": backbone, "data_dir": folder, **flags}) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and all(sentence in error for sentence in sentences), error
+
+
+def test_two_processes_give_the_metrics_of_one(pairs, backbone, tmp_path):
+    """The weights of a finished run, scored anew by two processes: three batches, so one of them gets a filler."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = {"model_name_or_path": backbone, "data_dir": pairs, "test_fraction": 0.25, "per_device_eval_batch_size": 2}
+    assert run(one, **flags) == 0
+    two.mkdir()
+    shutil.copytree(one / "checkpoint-4", two / "checkpoint-4")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(EXAMPLES / "run_change_detection.py")]
+    command += argv(two, **flags, resume_from_checkpoint="latest")
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert results(two)["devices"] == 2
+    for name in ("test_precision", "test_recall", "test_f1", "test_iou"):
+        assert results(one)[name] == results(two)[name]

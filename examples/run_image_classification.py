@@ -219,7 +219,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     about = describe_task_run(args, accelerator, model, data)
 
     # Where to start, optimiser, batches
-    identity = {"data": data.fingerprint, "seed": args.seed, "trained": about["trained_parameters"]}
+    identity = {
+        "data": data.fingerprint,
+        "seed": args.seed,
+        "trained": about["trained_parameters"],
+        "image_size": processor.size["height"],
+    }
     progress: dict[str, Any] = {"step": 0, "epoch": 0, "step_in_epoch": 0, "images": 0, "run": identity}
     single_label = data.problem_type == "single_label_classification"
     best = BestWeights(model, metric="accuracy" if single_label else "micro_map")

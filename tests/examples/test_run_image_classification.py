@@ -114,16 +114,20 @@ def test_it_learns_and_leaves_a_loadable_classifier(images, backbone, tmp_path, 
 
 def test_steps_can_be_called_from_python(images, backbone, tmp_path):
     """Settings in, scores out: what a benchmark over models and seeds needs."""
-    scores = [
-        script.run(
-            script.parse_args(argv(tmp_path / str(seed), model_name_or_path=backbone, data_dir=images, seed=seed))
-        )
-        for seed in (0, 0, 1)
-        if not (tmp_path / str(seed)).exists() or not AcceleratorState._reset_state(True)
-        if not shutil.rmtree(tmp_path / str(seed), ignore_errors=True)
-    ]
+    scores = []
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        AcceleratorState._reset_state(True)
+        words = argv(tmp_path / name, model_name_or_path=backbone, data_dir=images, seed=seed)
+        scores.append(script.run(script.parse_args(words)))
     assert scores[0]["scores"] == scores[1]["scores"] and scores[0]["seed"] == 0 and scores[2]["seed"] == 1
     assert scores[0]["images"].startswith("folder") and scores[0]["steps"] == 6
+
+
+def test_a_run_does_not_go_on_with_images_of_another_size(images, backbone, tmp_path, capsys):
+    flags = {"model_name_or_path": backbone, "data_dir": images, "max_train_steps": 2}
+    assert run(tmp_path / "run", **flags) == 0
+    assert run(tmp_path / "run", **flags, image_size=64, resume_from_checkpoint="latest") == 2
+    assert "image_size 32 (now 64)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", [{}, {"lora_r": 2}, {"freeze_backbone": True}])

@@ -49,7 +49,16 @@ from gfm_hf.training.meters import StepMeter, UnreadableImages
 from gfm_hf.training.optim import CosineSchedule, parameter_groups, scale_learning_rate, set_learning_rate
 from gfm_hf.training.panels import pretraining_panel
 from gfm_hf.training.publishing import BackgroundPush
-from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, running, user_input
+from gfm_hf.training.runs import (
+    InputError,
+    RunFolder,
+    StopSignal,
+    command,
+    end_training,
+    ignore_signals,
+    running,
+    user_input,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -555,7 +564,7 @@ def main(argv: list[str] | None = None) -> None:
     if progress["step"] < schedule.total_steps:
         if accelerator.is_main_process:
             print(f"stopped at step {progress['step']}; go on with --resume_from_checkpoint latest")
-        accelerator.end_training()
+        end_training(accelerator)
         return
 
     folder.save_result(partial(write, progress=progress))
@@ -569,7 +578,7 @@ def main(argv: list[str] | None = None) -> None:
             f"distillation {progress['scores']['eval_distillation_loss']:.4f}, {progress['energy']['energy_kwh']:.3f} kWh; "
             f"AutoModel.from_pretrained({str(folder.path)!r})"
         )
-    accelerator.end_training()
+    end_training(accelerator)
 
 
 def train(

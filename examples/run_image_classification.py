@@ -9,46 +9,32 @@ label smoothing 0.1. A validation part chooses the epoch, an untouched test part
 
 import argparse
 import sys
-from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from gfm_hf import GFMForImageClassification
-from gfm_hf.cards import write_card
 from gfm_hf.data.augmentation import Augmentation
 from gfm_hf.data.mixing import Mixing
-from gfm_hf.data.plan import EpochPlan
-from gfm_hf.data.task_batches import EvaluationPlan, TaskCollator, TaskSamples
 from gfm_hf.data.tasks import TaskData, TaskSplit, open_task
 from gfm_hf.metrics import multilabel_map
-from gfm_hf.training.arguments import at_least_zero, hub_name, share
-from gfm_hf.training.energy import EnergyMeter
-from gfm_hf.training.finetuning import BestWeights, FineTuning, finetune
+from gfm_hf.training.arguments import at_least_zero, share
 from gfm_hf.training.panels import confusion_panel, curve_panel, labelled_panel
-from gfm_hf.training.publishing import BackgroundPush
-from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, running, user_input
-from gfm_hf.training.task_runs import (
+from gfm_hf.training.recipes import add_cosine_arguments, build_adamw, cosine_schedule, total_steps
+from gfm_hf.training.runs import InputError, RunFolder, command, running, user_input
+from gfm_hf.training.task_arguments import (
     add_data_arguments,
     add_finetuning_arguments,
     add_model_arguments,
-    build_adamw,
-    build_task_model,
-    cosine_schedule,
-    describe_task_run,
-    labels_of,
-    load_config,
-    load_processor,
     source_of,
-    total_steps,
-    write_task_model,
 )
+from gfm_hf.training.task_loaders import evaluation_loader, training_loader
+from gfm_hf.training.task_models import build_task_model, labels_of, load_config, load_processor
+from gfm_hf.training.task_run import TaskRun
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,19 +46,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model = add_model_arguments(parser)
     model.add_argument("--problem_type", choices=["single_label_classification", "multi_label_classification"])
     optimisation = add_finetuning_arguments(parser, batch_size=128, epochs=100, patience=None)
-    optimisation.add_argument("--learning_rate", type=at_least_zero, default=1e-4, help="for a batch of 512; scaled")
-    optimisation.add_argument("--warmup_learning_rate", type=at_least_zero, default=1e-7, help="scaled likewise")
-    optimisation.add_argument("--min_learning_rate", type=at_least_zero, default=1e-5, help="scaled likewise")
-    optimisation.add_argument("--warmup_ratio", type=share, default=0.2, help="share of the steps")
+    add_cosine_arguments(optimisation, learning_rate=1e-4, warmup=1e-7, floor=1e-5)
     optimisation.add_argument("--mixup_alpha", type=at_least_zero, default=0.8)
     optimisation.add_argument("--cutmix_alpha", type=at_least_zero, default=1.0)
     optimisation.add_argument("--label_smoothing", type=share, default=0.1)
     optimisation.add_argument("--crop_scale", type=share, default=0.67, help="smallest share of an image in a crop")
-    optimisation.add_argument(
-        "--authors_quirks",
-        action="store_true",
-        help="as the released code: first rate used twice, only the peak lowered by layer decay",
-    )
     return parser.parse_args(argv)
 
 
@@ -129,51 +107,6 @@ def open_data(args: argparse.Namespace, num_channels: int, rgb_channels: Any) ->
     )
 
 
-def evaluation_loader(
-    args: argparse.Namespace, split: TaskSplit, processor: Any, accelerator: Accelerator
-) -> DataLoader:
-    """A part in its order, each image once over all processes."""
-    samples = TaskSamples(split, Augmentation(processor.size["height"]), train=False)
-    batch_size = args.per_device_eval_batch_size or args.per_device_train_batch_size
-    plan = EvaluationPlan(split.table, batch_size, accelerator.process_index, accelerator.num_processes)
-    return DataLoader(
-        samples,
-        batch_sampler=plan,
-        collate_fn=TaskCollator(processor, samples),
-        num_workers=args.dataloader_num_workers,
-        worker_init_fn=ignore_signals,
-    )
-
-
-def training_loader(
-    args: argparse.Namespace, data: TaskData, processor: Any, accelerator: Accelerator, start: dict[str, Any]
-) -> tuple[DataLoader, EpochPlan]:
-    """Endless batches of the training part from where a run starts."""
-    augmentation = Augmentation(processor.size["height"], scale=(args.crop_scale, 1.0))
-    samples = TaskSamples(data.train, augmentation, args.seed)
-    plan = EpochPlan(
-        data.train.table,
-        args.per_device_train_batch_size,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        accumulation=args.gradient_accumulation_steps,
-        seed=args.seed,
-        epoch_start=start["epoch"],
-        step_start=start["step_in_epoch"],
-    )
-    mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, label_smoothing=args.label_smoothing)
-    loader = DataLoader(
-        samples,
-        batch_sampler=plan,
-        collate_fn=TaskCollator(processor, samples, mixing),
-        num_workers=args.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=ignore_signals,
-        generator=torch.Generator().manual_seed(args.seed),
-    )
-    return loader, plan
-
-
 def draw(folder: RunFolder, data: TaskData, split: TaskSplit, logits: np.ndarray, labels: np.ndarray) -> None:
     """Pictures of what the model does on a part."""
     names, several = data.label_names, labels.ndim == 2
@@ -198,94 +131,43 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         Scores of the test part (of validation where there is none) and what else all_results.json holds; empty after
         a signal.
     """
-    with user_input():
-        accelerator = Accelerator(
-            mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output_dir
-        )
-    stop = StopSignal()
-    hub_name(args)  # refused now rather than after the last step
-    folder = RunFolder(args.output_dir, accelerator, args.checkpoints_total_limit)
-    resume_from = folder.checkpoint_to_resume(args.resume_from_checkpoint)
+    task = TaskRun(args, "gfm-classification")
 
     # Processor, data, model
     with user_input():
-        set_seed(args.seed)
         processor, config = load_processor(args), load_config(args)
         data = open_data(args, config.num_channels, config.rgb_channels)
         if args.problem_type and args.problem_type != data.problem_type:
             raise InputError(f"--problem_type is {args.problem_type} but the labels make it {data.problem_type}.")
         fields = labels_of(data.label_names) | {"problem_type": data.problem_type}
-        model = build_task_model(GFMForImageClassification, args, accelerator.device, **fields)
-    about = describe_task_run(args, accelerator, model, data)
-
-    # Where to start, optimiser, batches
-    identity = {
-        "data": data.fingerprint,
-        "seed": args.seed,
-        "trained": about["trained_parameters"],
-        "image_size": processor.size["height"],
-    }
-    progress: dict[str, Any] = {"step": 0, "epoch": 0, "step_in_epoch": 0, "images": 0, "run": identity}
+        model = build_task_model(GFMForImageClassification, args, task.accelerator.device, **fields)
     single_label = data.problem_type == "single_label_classification"
-    best = BestWeights(model, metric="accuracy" if single_label else "micro_map")
-    optimizer = build_adamw(model, args)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    if resume_from:
-        progress = folder.load_checkpoint(resume_from, identity)
-        best.read(resume_from)
-    folder.cut_log(progress["step"])
+    metric = "accuracy" if single_label else "micro_map"
+    task.prepare(model, processor, data, build_adamw(model, args), metric)
+
+    # Batches from where the run stands
     with user_input():
-        loader, plan = training_loader(args, data, processor, accelerator, progress)
-        validation = evaluation_loader(args, data.validation, processor, accelerator)
-        energy = EnergyMeter(accelerator.num_processes, args.country_iso_code, progress.get("energy"))
-    steps = total_steps(args, plan.steps_per_epoch or 1)
-    schedule = cosine_schedule(args, plan.global_batch_size, steps)
-    if accelerator.is_main_process:
-        print(f"{data.description}; {about['trained_parameters']:,} of {about['parameters']:,} parameters train")
-        print(f"steps {progress['step']} to {steps}, {plan.global_batch_size} images each")
-    if args.report_to:
-        accelerator.init_trackers("gfm-classification", {name: str(value) for name, value in vars(args).items()})
+        augmentation = Augmentation(processor.size["height"], scale=(args.crop_scale, 1.0))
+        mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, label_smoothing=args.label_smoothing)
+        loader, plan = training_loader(
+            args, data.train, augmentation, processor, task.accelerator, task.progress, mixing
+        )
+        validation = evaluation_loader(args, data.validation, processor, task.accelerator)
 
     # Train
-    def card(path: Path, facts: dict[str, Any]) -> None:
-        write_card(path, hub_name(args), facts)
+    def evaluate() -> dict[str, float]:
+        return score(*predict(task.model, validation, task.accelerator))
 
-    write = partial(write_task_model, args=args, model=model, processor=processor, about=about, write_card=card)
-    publisher = None
-    if args.push_to_hub and accelerator.is_main_process:
-        publisher = BackgroundPush(folder.path, hub_name(args), args.hub_private_repo, args.hub_token)
-    work = FineTuning(
-        args, accelerator, prepared, optimizer, schedule, plan.steps_per_epoch or 1, loader, folder, stop, energy, best
-    )
-    with publisher or nullcontext():
-        progress = finetune(
-            work,
-            progress,
-            train_step,
-            lambda: score(*predict(prepared, validation, accelerator)),
-            publisher,
-            write,
-        )
-    if not progress["finished"]:
-        if accelerator.is_main_process:
-            print(f"stopped at step {progress['step']}; go on with --resume_from_checkpoint latest")
+    schedule = cosine_schedule(args, plan.global_batch_size, total_steps(args, plan.steps_per_epoch or 1))
+    if not task.train(loader, plan, schedule, train_step, evaluate):
         return {}
 
     # The best epoch on the untouched part
-    best.restore()
     split = data.test or data.validation
-    logits, labels = predict(prepared, evaluation_loader(args, split, processor, accelerator), accelerator)
-    scores = score(logits, labels)
-    if accelerator.is_main_process:
-        draw(folder, data, split, logits, labels)
-    folder.save_result(partial(write, progress=progress, scores=scores))
-    if accelerator.is_main_process:
-        if publisher:
-            publisher.push_result(args.hub_timeout_s, stopped=lambda: stop.received)
-        told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        print(f"done: {progress['step']} steps, best at {progress['best_step']}; {split.name}: {told}; {folder.path}")
-    accelerator.end_training()
-    return {**about, "steps": progress["step"], "best_step": progress["best_step"], "scores": scores}
+    logits, labels = predict(task.model, evaluation_loader(args, split, processor, task.accelerator), task.accelerator)
+    if task.accelerator.is_main_process:
+        draw(task.folder, data, split, logits, labels)
+    return task.finish(split.name, score(logits, labels))
 
 
 @command

@@ -17,46 +17,32 @@ validation part chooses the epoch by PSNR, an untouched test part is reported.
 
 import argparse
 import sys
-from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import gather_object
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from gfm_hf import GFMForImageSuperResolution
-from gfm_hf.cards import write_card
 from gfm_hf.data.augmentation import Augmentation
-from gfm_hf.data.plan import EpochPlan
-from gfm_hf.data.task_batches import EvaluationPlan, TaskCollator, TaskSamples
 from gfm_hf.data.tasks import TaskData, TaskSplit, open_task
 from gfm_hf.metrics import psnr_ssim
 from gfm_hf.metrics.psnr_ssim.functions import WINDOW
-from gfm_hf.training.arguments import at_least_zero, hub_name, share
-from gfm_hf.training.energy import EnergyMeter
-from gfm_hf.training.finetuning import BestWeights, FineTuning, finetune
-from gfm_hf.training.publishing import BackgroundPush
-from gfm_hf.training.runs import InputError, RunFolder, StopSignal, command, ignore_signals, running, user_input
+from gfm_hf.training.recipes import add_cosine_arguments, build_adamw, cosine_schedule, total_steps
+from gfm_hf.training.runs import InputError, RunFolder, command, running, user_input
 from gfm_hf.training.scale_panels import scale_panel
-from gfm_hf.training.task_runs import (
+from gfm_hf.training.task_arguments import (
     add_data_arguments,
     add_finetuning_arguments,
     add_model_arguments,
-    build_adamw,
-    build_task_model,
-    cosine_schedule,
-    describe_task_run,
-    load_config,
-    load_processor,
     source_of,
-    total_steps,
-    write_task_model,
 )
+from gfm_hf.training.task_loaders import evaluation_loader, shown_samples, training_loader
+from gfm_hf.training.task_models import build_task_model, load_config, load_processor
+from gfm_hf.training.task_run import TaskRun
 
 
 # An image that is met exactly has infinite PSNR, and one such (a black tile) would make every mean infinite.
@@ -81,17 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--scale", type=int, choices=[2, 3, 4], help="default: that of the first pair")
     model.add_argument("--no_residual", action="store_true", help="do not add the interpolated input")
     optimisation = add_finetuning_arguments(parser, batch_size=64, epochs=100, patience=None)
-    optimisation.add_argument(
-        "--learning_rate", type=at_least_zero, default=1.25e-5, help="for a batch of 512; scaled"
-    )
-    optimisation.add_argument("--warmup_learning_rate", type=at_least_zero, default=2.5e-7, help="scaled likewise")
-    optimisation.add_argument("--min_learning_rate", type=at_least_zero, default=2.5e-7, help="scaled likewise")
-    optimisation.add_argument("--warmup_ratio", type=share, default=0.2, help="share of the steps")
-    optimisation.add_argument(
-        "--authors_quirks",
-        action="store_true",
-        help="as the released code: first rate used twice, only the peak lowered by layer decay",
-    )
+    add_cosine_arguments(optimisation, learning_rate=1.25e-5, warmup=2.5e-7, floor=2.5e-7)
     return parser.parse_args(argv)
 
 
@@ -197,49 +173,10 @@ def check_window(window_px: int, scale: int) -> None:
         )
 
 
-def evaluation_loader(
-    args: argparse.Namespace, split: TaskSplit, processor: Any, accelerator: Accelerator
-) -> DataLoader:
-    """Central windows of a part in its order, each image once over all processes."""
-    samples = TaskSamples(split, Augmentation(processor.size["height"]), train=False)
-    batch_size = args.per_device_eval_batch_size or args.per_device_train_batch_size
-    plan = EvaluationPlan(split.table, batch_size, accelerator.process_index, accelerator.num_processes)
-    return DataLoader(
-        samples,
-        batch_sampler=plan,
-        collate_fn=TaskCollator(processor, samples),
-        num_workers=args.dataloader_num_workers,
-        worker_init_fn=ignore_signals,
-    )
-
-
-def training_loader(
-    args: argparse.Namespace, data: TaskData, processor: Any, accelerator: Accelerator, start: dict[str, Any]
-) -> tuple[DataLoader, EpochPlan]:
-    """Endless batches of random windows of the training part from where a run starts."""
+def random_windows(args: argparse.Namespace, processor: Any) -> Augmentation:
+    """What training looks at: windows of the processor's size, flipped unless the flags say otherwise."""
     flips = not args.no_flips
-    augmentation = Augmentation(processor.size["height"], horizontal_flip=flips, vertical_flip=flips)
-    samples = TaskSamples(data.train, augmentation, args.seed)
-    plan = EpochPlan(
-        data.train.table,
-        args.per_device_train_batch_size,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        accumulation=args.gradient_accumulation_steps,
-        seed=args.seed,
-        epoch_start=start["epoch"],
-        step_start=start["step_in_epoch"],
-    )
-    loader = DataLoader(
-        samples,
-        batch_sampler=plan,
-        collate_fn=TaskCollator(processor, samples),
-        num_workers=args.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=ignore_signals,
-        generator=torch.Generator().manual_seed(args.seed),
-    )
-    return loader, plan
+    return Augmentation(processor.size["height"], horizontal_flip=flips, vertical_flip=flips)
 
 
 @torch.no_grad()
@@ -253,9 +190,7 @@ def draw(
     value_range: tuple[float, float],
 ) -> None:
     """Picture of low, bicubic, model and truth for six images of a part."""
-    samples = TaskSamples(split, Augmentation(processor.size["height"]), train=False)
-    chosen = np.linspace(0, len(split) - 1, min(6, len(split))).astype(int)
-    batch = TaskCollator(processor, samples)([samples[(0, split.table[int(index)])] for index in chosen])
+    shown, batch = shown_samples(split, processor)
     low = batch["pixel_values"]
     model.eval()
     answer = model(pixel_values=low.to(device)).reconstruction
@@ -264,7 +199,7 @@ def draw(
         [in_units(values, processor, value_range) for values in columns],
         split.reading.rgb_channels or (0,),
         value_range,
-        psnrs=[(float(rows[index, 2]), float(rows[index, 0])) for index in chosen],
+        psnrs=[(float(rows[sample["index"], 2]), float(rows[sample["index"], 0])) for sample in shown],
     )
     folder.save_picture(panel, "panels/samples.png")
 
@@ -276,97 +211,41 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         Scores of the test part (of validation where there is none) and what else all_results.json holds; empty after
         a signal.
     """
-    with user_input():
-        accelerator = Accelerator(
-            mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output_dir
-        )
-    stop = StopSignal()
-    hub_name(args)  # refused now rather than after the last step
-    folder = RunFolder(args.output_dir, accelerator, args.checkpoints_total_limit)
-    resume_from = folder.checkpoint_to_resume(args.resume_from_checkpoint)
+    task = TaskRun(args, "gfm-super-resolution")
 
     # Processor, data, model
     with user_input():
-        set_seed(args.seed)
-        processor: Any = load_processor(args)
-        config = load_config(args)
+        processor, config = load_processor(args), load_config(args)
         value_range = range_of_values(args, processor)
         data = open_data(args, config.num_channels, config.rgb_channels)
-        check_window(processor.size["height"], data.scale)
+        window_px = processor.size["height"]
+        check_window(window_px, data.scale)
         fields = {"upscale": data.scale, "upscale_residual": not args.no_residual}
-        model = build_task_model(GFMForImageSuperResolution, args, accelerator.device, **fields)
-    about = describe_task_run(args, accelerator, model, data)
-    about |= {
-        "scale": data.scale,
-        "window_px": processor.size["height"],
-        "data_range": value_range[1] - value_range[0],
-    }
+        model = build_task_model(GFMForImageSuperResolution, args, task.accelerator.device, **fields)
+    facts = {"scale": data.scale, "window_px": window_px, "data_range": value_range[1] - value_range[0]}
+    task.prepare(model, processor, data, build_adamw(model, args), metric="psnr", **facts)
 
-    # Where to start, optimiser, batches
-    identity = {"data": data.fingerprint, "seed": args.seed, "trained": about["trained_parameters"]}
-    identity |= {"window_px": about["window_px"]}
-    progress: dict[str, Any] = {"step": 0, "epoch": 0, "step_in_epoch": 0, "images": 0, "run": identity}
-    best = BestWeights(model, metric="psnr")
-    optimizer = build_adamw(model, args)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    if resume_from:
-        progress = folder.load_checkpoint(resume_from, identity)
-        best.read(resume_from)
-    folder.cut_log(progress["step"])
+    # Random windows from where the run stands
     with user_input():
-        loader, plan = training_loader(args, data, processor, accelerator, progress)
-        validation = evaluation_loader(args, data.validation, processor, accelerator)
-        energy = EnergyMeter(accelerator.num_processes, args.country_iso_code, progress.get("energy"))
-    steps = total_steps(args, plan.steps_per_epoch or 1)
-    schedule = cosine_schedule(args, plan.global_batch_size, steps)
-    if accelerator.is_main_process:
-        print(f"{data.description}; {about['trained_parameters']:,} of {about['parameters']:,} parameters train")
-        print(f"steps {progress['step']} to {steps}, {plan.global_batch_size} images each, x{data.scale}")
-    if args.report_to:
-        accelerator.init_trackers("gfm-super-resolution", {name: str(value) for name, value in vars(args).items()})
+        windows = random_windows(args, processor)
+        loader, plan = training_loader(args, data.train, windows, processor, task.accelerator, task.progress)
+        validation = evaluation_loader(args, data.validation, processor, task.accelerator)
 
     # Train
-    def card(path: Path, facts: dict[str, Any]) -> None:
-        write_card(path, hub_name(args), facts)
+    def evaluate() -> dict[str, float]:
+        return score(predict(task.model, validation, task.accelerator, processor, value_range))
 
-    write = partial(write_task_model, args=args, model=model, processor=processor, about=about, write_card=card)
-    publisher = None
-    if args.push_to_hub and accelerator.is_main_process:
-        publisher = BackgroundPush(folder.path, hub_name(args), args.hub_private_repo, args.hub_token)
-    work = FineTuning(
-        args, accelerator, prepared, optimizer, schedule, plan.steps_per_epoch or 1, loader, folder, stop, energy, best
-    )
-    with publisher or nullcontext():
-        progress = finetune(
-            work,
-            progress,
-            train_step,
-            lambda: score(predict(prepared, validation, accelerator, processor, value_range)),
-            publisher,
-            write,
-        )
-    if not progress["finished"]:
-        if accelerator.is_main_process:
-            print(f"stopped at step {progress['step']}; go on with --resume_from_checkpoint latest")
+    schedule = cosine_schedule(args, plan.global_batch_size, total_steps(args, plan.steps_per_epoch or 1))
+    if not task.train(loader, plan, schedule, train_step, evaluate):
         return {}
 
     # The best epoch on the untouched part
-    best.restore()
     split = data.test or data.validation
-    rows = predict(
-        prepared, evaluation_loader(args, split, processor, accelerator), accelerator, processor, value_range
-    )
-    scores = score(rows)
-    if accelerator.is_main_process:
-        draw(folder, model, split, processor, accelerator.device, rows, value_range)
-    folder.save_result(partial(write, progress=progress, scores=scores))
-    if accelerator.is_main_process:
-        if publisher:
-            publisher.push_result(args.hub_timeout_s, stopped=lambda: stop.received)
-        told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        print(f"done: {progress['step']} steps, best at {progress['best_step']}; {split.name}: {told}; {folder.path}")
-    accelerator.end_training()
-    return {**about, "steps": progress["step"], "best_step": progress["best_step"], "scores": scores}
+    loader = evaluation_loader(args, split, processor, task.accelerator)
+    rows = predict(task.model, loader, task.accelerator, processor, value_range)
+    if task.accelerator.is_main_process:
+        draw(task.folder, model, split, processor, task.accelerator.device, rows, value_range)
+    return task.finish(split.name, score(rows))
 
 
 @command

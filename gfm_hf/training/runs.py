@@ -29,6 +29,8 @@ BEST = "best.safetensors"
 # A writer that fails with less than this left has most likely run out of space.
 FULL_BELOW_BYTES = 2**20
 
+_ended_groups: list[Any] = []
+
 
 class InputError(ValueError):
     """What the user asked for cannot be done; the message says what to do next."""
@@ -85,6 +87,18 @@ class StopSignal:
             return self.received
         flag = torch.tensor(float(self.received), device=accelerator.device)
         return bool(accelerator.reduce(flag, reduction="sum") > 0)
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """Close trackers and the process group, after the last step.
+
+    torch's reducer, which a wrapped model holds, frees its process group without letting go of Python's lock. If it
+    holds the last reference while the group's thread waits for that lock, the process never ends. So another reference
+    stays until the interpreter ends.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        _ended_groups.append(torch.distributed.group.WORLD)
+    accelerator.end_training()
 
 
 def ignore_signals(worker: int) -> None:

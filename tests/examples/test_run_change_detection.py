@@ -1,43 +1,36 @@
 """The change script as a person runs it: tiny pairs of scenes, a tiny pretrained backbone."""
 
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import run_change_detection as script
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from task_scripts import TaskScript, results, write_backbone
 from transformers import AutoImageProcessor
 
-from gfm_hf import GFMConfig, GFMForChangeDetection, GFMForPreTraining, GFMImageProcessor
+from gfm_hf import GFMForChangeDetection
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import run_change_detection as script  # noqa: E402
-
-
-SHAPE = {"image_size": 32, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
-FLAGS = {
-    "per_device_train_batch_size": 4,
-    "decoder_channels": 8,
-    "learning_rate": 0.01,
-    "warmup_steps": 0,
-    "max_train_steps": 4,
-    "logging_steps": 1,
-    "eval_steps": 2,
-    "checkpointing_steps": 2,
-    "dataloader_num_workers": 0,
-    "drop_path_rate": 0,
-}
+TASK = TaskScript(
+    script,
+    per_device_train_batch_size=4,
+    decoder_channels=8,
+    learning_rate=0.01,
+    warmup_steps=0,
+    max_train_steps=4,
+    logging_steps=1,
+    eval_steps=2,
+    checkpointing_steps=2,
+    dataloader_num_workers=0,
+    drop_path_rate=0,
+)
+argv, run = TASK.argv, TASK.run
 COLUMNS = ("image1", "image2", "mask")
 
 
@@ -69,39 +62,7 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    torch.manual_seed(0)
-    GFMForPreTraining(GFMConfig(mask_patch_size=8, auxiliary_channels=8, **SHAPE)).save_pretrained(folder)
-    GFMImageProcessor(size=32).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def own_process():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def argv(output, **flags):
-    words = []
-    for name, value in {"output_dir": output, **FLAGS, **flags}.items():
-        if value is not None and value is not False:
-            values = [] if value is True else value if isinstance(value, list | tuple) else [value]
-            words += [f"--{name}", *map(str, values)]
-    return words
-
-
-def run(output, **flags):
-    AcceleratorState._reset_state(True)
-    return script.main(argv(output, **flags))
-
-
-def results(output):
-    return json.loads((output / "all_results.json").read_text())
+    return write_backbone(tmp_path_factory.mktemp("backbone"), auxiliary_channels=8)
 
 
 def test_defaults_are_the_protocol():
@@ -145,9 +106,8 @@ def test_runs_can_be_called_from_python(pairs, backbone, tmp_path):
     """Settings in, scores out: what a benchmark over models and seeds needs."""
     found = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        AcceleratorState._reset_state(True)
         flags = {"model_name_or_path": backbone, "data_dir": pairs, "seed": seed, "max_train_steps": 8}
-        found.append(script.run(script.parse_args(argv(tmp_path / name, **flags))))
+        found.append(TASK.call(tmp_path / name, **flags))
     assert found[0]["scores"] == found[1]["scores"] != found[2]["scores"]
     assert found[0]["steps"] == 8 and found[2]["seed"] == 1
 
@@ -233,7 +193,7 @@ def test_two_processes_give_the_metrics_of_one(pairs, backbone, tmp_path):
     two.mkdir()
     shutil.copytree(one / "checkpoint-4", two / "checkpoint-4")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(EXAMPLES / "run_change_detection.py")]
+    command += [script.__file__]
     command += argv(two, **flags, resume_from_checkpoint="latest")
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)

@@ -3,40 +3,34 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import peft
 import pytest
+import run_image_classification as script
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from task_scripts import TaskScript, results, write_backbone
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from gfm_hf import GFMConfig, GFMForImageClassification, GFMForPreTraining, GFMImageProcessor
+from gfm_hf import GFMConfig, GFMForImageClassification
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import run_image_classification as script  # noqa: E402
-
-
-SHAPE = {"image_size": 32, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
-FLAGS = {
-    "per_device_train_batch_size": 8,
-    "learning_rate": 0.5,
-    "max_train_steps": 6,
-    "logging_steps": 1,
-    "eval_steps": 3,
-    "checkpointing_steps": 2,
-    "dataloader_num_workers": 0,
-    "drop_path_rate": 0,
-}
+TASK = TaskScript(
+    script,
+    per_device_train_batch_size=8,
+    learning_rate=0.5,
+    max_train_steps=6,
+    logging_steps=1,
+    eval_steps=3,
+    checkpointing_steps=2,
+    dataloader_num_workers=0,
+    drop_path_rate=0,
+)
+argv, run = TASK.argv, TASK.run
 COLOURS = {"field": (40, 160, 60), "roof": (170, 60, 50), "water": (30, 60, 150)}
 
 
@@ -55,39 +49,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    torch.manual_seed(0)
-    GFMForPreTraining(GFMConfig(mask_patch_size=8, **SHAPE)).save_pretrained(folder)
-    GFMImageProcessor(size=32).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def own_process():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def argv(output, **flags):
-    words = []
-    for name, value in {"output_dir": output, **FLAGS, **flags}.items():
-        if value is not None and value is not False:
-            values = [] if value is True else value if isinstance(value, list | tuple) else [value]
-            words += [f"--{name}", *map(str, values)]
-    return words
-
-
-def run(output, **flags):
-    AcceleratorState._reset_state(True)
-    return script.main(argv(output, **flags))
-
-
-def results(output):
-    return json.loads((output / "all_results.json").read_text())
+    return write_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 def test_it_learns_and_leaves_a_loadable_classifier(images, backbone, tmp_path, capsys):
@@ -116,9 +78,7 @@ def test_steps_can_be_called_from_python(images, backbone, tmp_path):
     """Settings in, scores out: what a benchmark over models and seeds needs."""
     scores = []
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        AcceleratorState._reset_state(True)
-        words = argv(tmp_path / name, model_name_or_path=backbone, data_dir=images, seed=seed)
-        scores.append(script.run(script.parse_args(words)))
+        scores.append(TASK.call(tmp_path / name, model_name_or_path=backbone, data_dir=images, seed=seed))
     assert scores[0]["scores"] == scores[1]["scores"] and scores[0]["seed"] == 0 and scores[2]["seed"] == 1
     assert scores[0]["images"].startswith("folder") and scores[0]["steps"] == 6
 
@@ -220,7 +180,7 @@ def test_two_processes_give_the_metrics_of_one(images, backbone, tmp_path):
     flags = {"model_name_or_path": backbone, "data_dir": images, "per_device_eval_batch_size": 5, **still}
     assert run(tmp_path / "one", **flags) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(EXAMPLES / "run_image_classification.py"), *argv(tmp_path / "two", **flags)]
+    command += [script.__file__, *argv(tmp_path / "two", **flags)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

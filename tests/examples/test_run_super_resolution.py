@@ -3,41 +3,35 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import run_super_resolution as script
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from task_scripts import TaskScript, results, write_backbone
 from transformers import AutoImageProcessor
 
-from gfm_hf import GFMConfig, GFMForImageSuperResolution, GFMForPreTraining, GFMImageProcessor
+from gfm_hf import GFMConfig, GFMForImageSuperResolution, GFMImageProcessor
 from gfm_hf.metrics import psnr_ssim
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import run_super_resolution as script  # noqa: E402
-
-
-SHAPE = {"image_size": 16, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
-FLAGS = {
-    "scale": 2,
-    "per_device_train_batch_size": 8,
-    "learning_rate": 0.2,
-    "max_train_steps": 6,
-    "logging_steps": 1,
-    "eval_steps": 3,
-    "checkpointing_steps": 2,
-    "dataloader_num_workers": 0,
-    "drop_path_rate": 0,
-}
+TASK = TaskScript(
+    script,
+    scale=2,
+    per_device_train_batch_size=8,
+    learning_rate=0.2,
+    max_train_steps=6,
+    logging_steps=1,
+    eval_steps=3,
+    checkpointing_steps=2,
+    dataloader_num_workers=0,
+    drop_path_rate=0,
+)
+argv, run = TASK.argv, TASK.run
 STILL = {
     "learning_rate": 0,
     "warmup_learning_rate": 0,
@@ -82,39 +76,7 @@ def pairs(tmp_path):
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    torch.manual_seed(0)
-    GFMForPreTraining(GFMConfig(mask_patch_size=8, **SHAPE)).save_pretrained(folder)
-    GFMImageProcessor(size=16).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def own_process():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def argv(output, **flags):
-    words = []
-    for name, value in {"output_dir": output, **FLAGS, **flags}.items():
-        if value is not None and value is not False:
-            values = [] if value is True else value if isinstance(value, list | tuple) else [value]
-            words += [f"--{name}", *map(str, values)]
-    return words
-
-
-def run(output, **flags):
-    AcceleratorState._reset_state(True)
-    return script.main(argv(output, **flags))
-
-
-def results(output):
-    return json.loads((output / "all_results.json").read_text())
+    return write_backbone(tmp_path_factory.mktemp("backbone"), image_size=16)
 
 
 def test_it_beats_interpolation_and_leaves_a_loadable_model(images, backbone, tmp_path, capsys):
@@ -167,9 +129,8 @@ def test_steps_can_be_called_from_python(images, backbone, tmp_path):
     """Settings in, scores out: what a benchmark over models and seeds needs."""
     scores = []
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        AcceleratorState._reset_state(True)
         flags = {"model_name_or_path": backbone, "data_dir": images, "seed": seed}
-        scores.append(script.run(script.parse_args(argv(tmp_path / name, **flags))))
+        scores.append(TASK.call(tmp_path / name, **flags))
     assert scores[0]["scores"] == scores[1]["scores"] != scores[2]["scores"]
     assert tuple(scores[0]["scores"]) == SCORES and scores[2]["seed"] == 1 and scores[0]["steps"] == 6
 
@@ -188,12 +149,13 @@ def test_windows_are_flipped_unless_told_otherwise(flips, images, backbone, tmp_
     )
     args = script.parse_args(flags)
     data = script.open_data(args, 3, None)
-    start = {"epoch": 0, "step_in_epoch": 0}
-    loader, _ = script.training_loader(args, data, GFMImageProcessor(size=16), script.Accelerator(cpu=True), start)
+    processor, start = GFMImageProcessor(size=16), {"epoch": 0, "step_in_epoch": 0}
+    windows = script.random_windows(args, processor)
+    loader, _ = script.training_loader(args, data.train, windows, processor, script.Accelerator(cpu=True), start)
     upright = 0
     for batch, _ in zip(loader, range(5)):
         for window, index in zip(batch["pixel_values"], batch["index"]):
-            low = GFMImageProcessor(size=16)(data.train[int(index)].images[0], do_resize=False, return_tensors="pt")
+            low = processor(data.train[int(index)].images[0], do_resize=False, return_tensors="pt")
             places = low.pixel_values[0].unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4)
             upright += int((places == window).flatten(2).all(-1).any())
     assert upright < 8 if flips else upright == 10
@@ -299,7 +261,7 @@ def test_two_processes_give_the_metrics_of_one(images, backbone, tmp_path):
     flags = {"model_name_or_path": backbone, "data_dir": images, "per_device_eval_batch_size": 2, "no_residual": True}
     assert run(tmp_path / "one", **flags, **STILL) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(EXAMPLES / "run_super_resolution.py"), *argv(tmp_path / "two", **flags, **STILL)]
+    command += [script.__file__, *argv(tmp_path / "two", **flags, **STILL)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

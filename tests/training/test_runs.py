@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -322,3 +324,35 @@ def test_wrong_input_becomes_one_sentence(error, sentence):
 def test_other_errors_are_not_blamed_on_the_user():
     with pytest.raises(KeyError), user_input():
         raise KeyError("a bug")
+
+
+ROUNDS = """
+import sys
+import torch
+from torch import distributed as dist
+from gfm_hf.training.runs import end_training
+
+class Accelerator:
+    end_training = staticmethod(dist.destroy_process_group)
+
+for step in range(25):
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/{step}", rank=int(sys.argv[2]), world_size=2)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+    model(torch.ones(2, 4)).sum().backward()
+    dist.all_gather_object([None, None], step)
+    dist.barrier()
+    end_training(Accelerator)
+    del model
+"""
+
+
+def test_processes_end_together(tmp_path):
+    """The wrapped model is freed after the group; without a second reference one of a few such ends hangs for ever."""
+    command = [sys.executable, "-c", ROUNDS, str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in (0, 1)]
+    try:
+        assert [process.wait(timeout=90) for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()

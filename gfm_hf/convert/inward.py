@@ -16,6 +16,7 @@ from gfm_hf.convert.pickles import shown
 from gfm_hf.convert.reading import CheckpointError, StoredCheckpoint, StoredTensor
 from gfm_hf.convert.sources import Source, find_source
 from gfm_hf.model.configuration_gfm import GFMConfig
+from gfm_hf.model.loading_gfm import swin_fields
 from gfm_hf.model.modeling_gfm import (
     GFMBackbone,
     GFMForChangeDetection,
@@ -25,7 +26,6 @@ from gfm_hf.model.modeling_gfm import (
     GFMForSemanticSegmentation,
     GFMModel,
     GFMPreTrainedModel,
-    swin_fields,
 )
 from gfm_hf.model.weights_gfm import TABLE, fit_state_dict
 

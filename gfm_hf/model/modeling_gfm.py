@@ -1,14 +1,12 @@
 """GFM models: trunk + decoder + loss."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import (
-    PreTrainedConfig,
-    SwinConfig,
     SwinForImageClassification,
     SwinForMaskedImageModeling,
     SwinModel,
@@ -28,6 +26,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_gfm import AUTO_MAP, GFMConfig
 from .decoders_gfm import Correction, FeatureProjector, MapDecoder, PixelDecoder, Projection, Upscaler
+from .loading_gfm import GFMLoading
 from .losses_gfm import (
     classification_loss,
     feature_distillation_loss,
@@ -36,13 +35,9 @@ from .losses_gfm import (
     segmentation_loss,
 )
 from .swin_gfm import StageOutput, embed_pixels, run_stages, to_map
-from .weights_gfm import fit_state_dict
 
 
 logger = logging.get_logger(__name__)
-
-# Where and how to fetch a file: the part of `from_pretrained`'s arguments that the configuration needs too.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 MASK_TOKEN = "swin.embeddings.mask_token"
 FINAL_NORM = ("swin.layernorm.weight", "swin.layernorm.bias")
@@ -71,7 +66,7 @@ class GFMForPreTrainingOutput(ModelOutput):
     reshaped_hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-class GFMPreTrainedModel(SwinPreTrainedModel):
+class GFMPreTrainedModel(GFMLoading, SwinPreTrainedModel):
     """Initialisation, loading and saving that all GFM models share."""
 
     config_class = GFMConfig
@@ -80,8 +75,6 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
     base_model_prefix = "swin"
     # What a task's forward never reaches.
     _unused_parameters: tuple[str, ...] = ()
-    # Who reads a stock Swin checkpoint: heads of the same shape come along.
-    _stock_class: type = SwinModel
     # An encoder taken out of a pretraining checkpoint leaves these behind by design.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projector\.", r"^classifier\.", r"^hidden_states_norms\."]
     # The trunk collects its outputs itself; hooks on modules that never run as a whole would see nothing.
@@ -122,94 +115,6 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
                 if parameter is not None:
                     init.normal_(parameter, std=std)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: Any,
-        *model_args: Any,
-        config: Any = None,
-        ignore_mismatched_sizes: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Load a GFM checkpoint or a stock Swin one, with the stored geometry or another.
-
-        Where `window_size` or `num_channels` (as keyword or in `config`) differ from the stored ones, position tables
-        are resampled by the authors' scheme and the filters of red, green and blue move to where `rgb_channels` says;
-        nothing is re-initialised in silence. All other arguments are `PreTrainedModel.from_pretrained`'s.
-
-        Raises:
-            ValueError: Bands would have to move, but it is not known which are red, green and blue.
-        """
-        arguments = {"ignore_mismatched_sizes": ignore_mismatched_sizes, **kwargs}
-        loaded = cls._load(pretrained_model_name_or_path, *model_args, config=config, **arguments)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()  # loading makes every parameter anew
-        return loaded
-
-    @classmethod
-    def _load(cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any, **kwargs: Any) -> Any:
-        """Load as it is stored, or fit the stored weights into another geometry."""
-        arguments = kwargs
-        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        try:
-            stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
-        except (OSError, TypeError):  # an adapter's folder, or no path at all: transformers knows what to do or say
-            stored = {}
-        if stored.get("model_type") not in ("swin", "gfm"):
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **arguments)
-        wanted = {name: kwargs[name] for name in kwargs if name in _config_fields(cls.config_class)}
-        donor_config = (SwinConfig if stored["model_type"] == "swin" else cls.config_class).from_dict(dict(stored))
-        new_config = config
-        if not isinstance(config, PreTrainedConfig):
-            new_config = cls.config_class.from_dict(swin_fields(stored, cls.config_class), **wanted)
-        if stored["model_type"] == "gfm" and not _moves_weights(donor_config, new_config):
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **arguments)
-
-        arguments = {name: value for name, value in arguments.items() if name not in wanted}
-        config = new_config
-        return cls._from_donor(pretrained_model_name_or_path, donor_config, config, *model_args, **arguments)
-
-    @classmethod
-    def _from_donor(
-        cls, name_or_path: Any, donor_config: PreTrainedConfig, config: Any, *model_args: Any, **kwargs: Any
-    ) -> Any:
-        """Load the stored weights in their own geometry, then fit them into a new model."""
-        ignore_mismatched_sizes = kwargs.pop("ignore_mismatched_sizes", False)
-        wants_info = kwargs.pop("output_loading_info", False)
-        arguments: dict[str, Any] = {"config": donor_config, "output_loading_info": True, **kwargs}
-        donor_class: Any = cls
-        if donor_config.model_type == "swin":
-            donor_class = cls._stock_class
-            if donor_class is SwinModel:
-                arguments["use_mask_token"] = True
-        donor, info = donor_class.from_pretrained(name_or_path, **arguments)
-        found = {name: value for name, value in donor.state_dict().items() if name not in info["missing_keys"]}
-        if isinstance(donor, SwinModel) and not issubclass(cls, SwinModel):
-            found = {f"{cls.base_model_prefix}.{name}": value for name, value in found.items()}
-
-        config._attn_implementation = donor.config._attn_implementation
-        model = cls(config, *model_args).to(donor.device, donor.dtype)
-        stock_rgb = (0, 1, 2) if donor_config.num_channels == 3 else None
-        fitted = fit_state_dict(found, model, getattr(donor_config, "rgb_channels", stock_rgb))
-        mismatched = []
-        if ignore_mismatched_sizes:
-            shapes = {name: value.shape for name, value in model.state_dict().items()}
-            mismatched = [name for name in fitted if name in shapes and fitted[name].shape != shapes[name]]
-        missing, unexpected = model.load_state_dict(
-            {name: value for name, value in fitted.items() if name not in mismatched}, strict=False
-        )
-        if unexpected:
-            logger.warning(f"In {name_or_path} but not in this model, left out: {', '.join(sorted(unexpected))}.")
-        if set(missing) - {"embeddings.mask_token", "swin.embeddings.mask_token"}:
-            logger.warning(f"Not in {name_or_path}, newly initialised: {', '.join(sorted(missing))}.")
-        model.name_or_path = str(name_or_path)
-        info = {
-            **info,
-            "missing_keys": set(missing),
-            "unexpected_keys": set(unexpected),
-            "mismatched_keys": mismatched,
-        }
-        return (model.eval(), info) if wants_info else model.eval()
-
     def post_init(self) -> None:
         """Initialise, and take out of training what the class's forward never reaches."""
         super().post_init()
@@ -232,24 +137,6 @@ class GFMPreTrainedModel(SwinPreTrainedModel):
         """
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
-
-
-def _config_fields(config_class: type) -> set[str]:
-    names = {field.name for field in fields(config_class)} | {"num_labels", "out_features", "out_indices"}
-    return names - {"dtype"}  # how to load, not what
-
-
-def swin_fields(stored: dict[str, Any], config_class: type) -> dict[str, Any]:
-    """The part of a stored configuration that a GFM configuration takes over."""
-    taken = {name: value for name, value in stored.items() if name in _config_fields(config_class)}
-    if isinstance(taken.get("image_size"), list | tuple):
-        taken["image_size"] = taken["image_size"][0]
-    return taken
-
-
-def _moves_weights(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> bool:
-    names = ("window_size", "num_channels", "rgb_channels")
-    return any(getattr(wanted, name) != getattr(stored, name) for name in names)
 
 
 class GFMModel(GFMPreTrainedModel, SwinModel):

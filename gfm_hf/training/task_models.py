@@ -9,7 +9,8 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 from gfm_hf.data.label_maps import IGNORE
 from gfm_hf.model.configuration_gfm import GFMConfig
 from gfm_hf.model.image_processing_gfm import GFMImageProcessor
-from gfm_hf.model.modeling_gfm import GFMPreTrainedModel, swin_fields
+from gfm_hf.model.loading_gfm import swin_fields
+from gfm_hf.model.modeling_gfm import GFMPreTrainedModel
 from gfm_hf.training.adapting import add_lora, freeze_backbone
 from gfm_hf.training.runs import InputError
 

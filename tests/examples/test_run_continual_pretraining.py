@@ -89,17 +89,6 @@ def no_pause_after_streams(monkeypatch):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
 
 
-@pytest.fixture(autouse=True)
-def own_process():
-    """Give each run in this process the fresh state and the signal handlers a new process would have."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 def argv(output: Path, **flags) -> list[str]:
     """Command line of a tiny run; True stands for a flag without value, None leaves a flag out."""
     words = []

@@ -122,6 +122,9 @@ def test_an_adapter_is_saved_alone_and_merges_to_equal_logits(images, backbone, 
     adapted = peft.PeftModel.from_pretrained(base, out).eval()
     logits = adapted(pixel_values=pixel_values).logits
     assert not torch.allclose(logits, plain, atol=1e-4)
+    alone = AutoModelForImageClassification.from_pretrained(out).eval()  # the folder brings its base
+    assert alone.config.id2label == dict(enumerate(COLOURS))
+    torch.testing.assert_close(alone(pixel_values=pixel_values).logits, logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(adapted.merge_and_unload()(pixel_values).logits, logits, rtol=0, atol=1e-5)
 
 

@@ -40,6 +40,7 @@ CODE = {
     "configuration_gfm.py",
     "decoders_gfm.py",
     "image_processing_gfm.py",
+    "loading_gfm.py",
     "losses_gfm.py",
     "modeling_gfm.py",
     "swin_gfm.py",
@@ -119,6 +120,47 @@ from transformers import {door}
 say(digests({door}.from_pretrained("owner/converted", trust_remote_code=True)))
 """
     assert client(pushed, source, installed=False).value == digests(expected)
+
+
+def test_an_adapter_brings_its_base_and_knows_its_labels(pushed, client, tmp_path):
+    """Pushed alone, onto a base that was pushed before and that has no head."""
+    answers = """
+import torch
+def answers(model):
+    return model(pixel_values=torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)).logits.tolist()
+"""
+    source = f"""{answers}
+from gfm_hf import GFMForImageClassification, GFMImageProcessor
+from gfm_hf.hub import push_checkpoint
+from gfm_hf.training.adapting import add_lora, save_adapter
+labels = {{"num_labels": 3, "id2label": {{0: "field", 1: "roof", 2: "water"}}}}
+model = add_lora(GFMForImageClassification.from_pretrained("{PRETRAINED}", **labels), 2)
+with torch.no_grad():
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.normal_()
+save_adapter(model, {str(tmp_path)!r})
+GFMImageProcessor(size=64).save_pretrained({str(tmp_path)!r})
+push_checkpoint({str(tmp_path)!r}, "owner/adapter")
+say(answers(model.eval()))
+"""
+    expected = client(pushed, source).value
+    assert not list(tmp_path.glob("model*.safetensors"))
+    source = f"""{answers}
+import transformers
+if INSTALLED:
+    import gfm_hf
+    auto = transformers.AutoModelForImageClassification.from_pretrained("owner/adapter")
+    own = gfm_hf.GFMForImageClassification.from_pretrained("owner/adapter")
+    assert answers(own) == answers(auto)
+else:
+    auto = transformers.AutoModelForImageClassification.from_pretrained("owner/adapter", trust_remote_code=True)
+say([auto.config.id2label[1], answers(auto)])
+"""
+    for installed in (True, False):
+        name, found = client(pushed, f"INSTALLED = {installed}{source}", installed=installed).value
+        assert name == "roof"
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_change_detection_has_a_door_of_its_own(pushed, client, save_checkpoint, tmp_path):

@@ -43,6 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data = add_data_arguments(parser)
     data.add_argument("--image_column_name", default="image")
     data.add_argument("--label_column_name", help="label, or labels with a list per image")
+    data.add_argument("--nodata", type=float, help="value of image pixels without measurement; they become the mean")
     model = add_model_arguments(parser)
     model.add_argument("--problem_type", choices=["single_label_classification", "multi_label_classification"])
     optimisation = add_finetuning_arguments(parser, batch_size=128, epochs=100, patience=None)
@@ -104,6 +105,7 @@ def open_data(args: argparse.Namespace, num_channels: int, rgb_channels: Any) ->
         label_column_name=args.label_column_name,
         num_channels=num_channels,
         rgb_channels=rgb_channels,
+        nodata=args.nodata,
     )
 
 

@@ -772,7 +772,7 @@ def _check_finite(values: torch.Tensor, names: list[str]) -> None:
         index = int(bad[0])
         raise ValueError(
             f"{names[index]} has {int(nan[index])} NaN and {int(inf[index])} infinite pixels of "
-            f"{values[index, 0].numel()}; replace them first, for example np.nan_to_num(image, nan=0.0)."
+            f'{values[index, 0].numel()}; replace them first, or pass nodata="nan" if they were not measured.'
         )
 
 

@@ -66,6 +66,8 @@ def load_processor(args: argparse.Namespace) -> Any:
         size = processor.size.get("height") or processor.size.get("shortest_edge")
         known = {name: getattr(processor, name) for name in fields if getattr(processor, name, None) is not None}
         processor = GFMImageProcessor(size=size, **known)
+    if getattr(args, "nodata", None) is not None:
+        processor.nodata = "nan"  # what reading makes of the value
     if args.image_size:
         processor.size = {"height": args.image_size, "width": args.image_size}
     return processor
@@ -78,8 +80,6 @@ def load_mask_processor(args: argparse.Namespace, do_reduce_labels: bool = False
         setattr(processor, name, getattr(args, name))
     processor.do_reduce_labels = do_reduce_labels
     processor.ignore_index, processor.num_labels = IGNORE, None
-    if args.nodata is not None:
-        processor.nodata = "nan"  # what reading makes of the value
     return processor
 
 

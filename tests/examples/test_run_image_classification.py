@@ -156,6 +156,19 @@ def test_early_stopping(images, backbone, tmp_path):
     assert results(out)["steps"] == 3 and results(out)["best_step"] == 1
 
 
+def test_pixels_without_data_become_the_mean(images, backbone, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "images")
+    for path in folder.glob("*/*.png"):
+        pixels = np.asarray(Image.open(path)).copy()
+        pixels[:20] = 7
+        Image.fromarray(pixels).save(path)
+    args = script.parse_args(argv(tmp_path, model_name_or_path=backbone, data_dir=folder, nodata=7))
+    processor = script.load_processor(args)
+    data = script.open_data(args, 3, (0, 1, 2))
+    batch = next(iter(script.evaluation_loader(args, data.validation, processor, script.Accelerator(cpu=True))))
+    assert batch["pixel_values"][:, :, :15].abs().max() < 1e-6 < batch["pixel_values"][:, :, 17:].abs().mean()
+
+
 WRONG = {
     "lora and probe": ({"lora_r": 2, "freeze_backbone": True}, "contradict each other"),
     "other problem": ({"problem_type": "multi_label_classification"}, "the labels make it single_label"),

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rasterio
 import run_semantic_segmentation as script
 import torch
 from accelerate import Accelerator
@@ -238,7 +239,25 @@ def _all_ignored(folder):
         Image.fromarray(np.full((40, 36), 255, np.uint8)).save(path)
 
 
+def _holes(folder):
+    """Pixels that are no number in every other image, where nothing is said of missing measurements."""
+    for path in sorted((folder / "image").iterdir())[::2]:
+        pixels = np.asarray(Image.open(path)).astype(np.float32) / 255
+        pixels[10:12] = np.nan
+        path.unlink()
+        profile = {"driver": "GTiff", "height": 40, "width": 36, "count": 3, "dtype": "float32"}
+        with rasterio.open(path.with_suffix(".tif"), "w", **profile) as raster:
+            raster.write(pixels.transpose(2, 0, 1))
+
+
+def _nothing_measured(folder):
+    for path in (folder / "image").iterdir():
+        Image.new("RGB", (36, 40)).save(path)
+
+
 WRONG = {
+    "pixels that are no number": (_holes, {}, ("scene", ".tif", "nodata")),
+    "nothing measured": (_nothing_measured, {"nodata": 0}, ("validation", "no labelled pixel")),
     "mask of another size": (_other_size, {}, ("mask", "scene", "20 x 20 px but its image 40 x 36 px")),
     "label of no class": (None, {"num_labels": 2, "mask_values": "ids"}, ("scene", "holds the id 2", "2 classes")),
     "one class": (_one_class, {}, ("the masks hold 1 class",)),

@@ -1,4 +1,4 @@
-"""Write a small labelled set of procedural aerial scenes: fields, roads, roofs, water and forest.
+"""Write a small labelled set of procedural aerial scenes: fields, forest, roads, roofs and water.
 
 The demo needs pictures on a machine without network. Colour alone does not give the class away: season, light, haze
 and sensor differ from picture to picture, and every picture holds bits of the other classes. What tells the classes
@@ -6,6 +6,10 @@ apart is structure (parallel furrows, thin lines, right angles, smooth surfaces,
 
 Example:
     python examples/procedural_scenes.py --output_dir scenes --images_per_class 160 --size 96 --seed 0
+
+One folder for each class, for classification; `--labels maps` writes `image/` and `mask/` (class of every pixel) instead,
+`--labels changes` writes `image1/`, `image2/` and `mask/`: the same ground twice, under another light, with new roofs,
+roads, woods or ponds.
 
 How a scene is built: `Scene` holds the canvas and everything the whole picture shares (sun, season), the `paint_*`
 functions lay one kind of ground over it, `RECIPES` says in which order, `photograph` turns the canvas into 8 bit.
@@ -25,6 +29,7 @@ from PIL import Image
 
 
 CLASSES = ("fields", "forest", "roads", "roofs", "water")
+LABELS = ("classes", "maps", "changes")
 
 # Base colours (R, G, B in 0..1) that `Scene.colour` varies. Several per kind: one colour must not mean one class.
 CROPS = ((0.36, 0.47, 0.22), (0.62, 0.56, 0.34), (0.50, 0.39, 0.28), (0.28, 0.38, 0.20), (0.70, 0.66, 0.48))
@@ -42,6 +47,7 @@ class Scene:
 
     Attributes:
         canvas: (size, size, 3) float64 reflectance, about 0..1.
+        ids: (size, size) uint8 index of the class in `CLASSES`; open ground counts as fields.
         rng: The only source of randomness of this picture.
         x: (size, size) column of each pixel.
         y: (size, size) row of each pixel, downwards.
@@ -50,6 +56,7 @@ class Scene:
     """
 
     canvas: np.ndarray
+    ids: np.ndarray
     rng: np.random.Generator
     x: np.ndarray
     y: np.ndarray
@@ -61,7 +68,8 @@ class Scene:
         """Start a scene of `size` x `size` px with its own sun and season."""
         y, x = np.mgrid[0:size, 0:size].astype(float)
         angle = rng.uniform(0, 2 * np.pi)
-        return cls(np.zeros((size, size, 3)), rng, x, y, np.array([np.cos(angle), np.sin(angle)]), rng.uniform(0, 0.8))
+        canvas, ids = np.zeros((size, size, 3)), np.zeros((size, size), np.uint8)
+        return cls(canvas, ids, rng, x, y, np.array([np.cos(angle), np.sin(angle)]), rng.uniform(0, 0.8))
 
     @property
     def size(self) -> int:
@@ -82,11 +90,15 @@ class Scene:
         x0, y0 = np.clip(middle - reach, 0, self.size).astype(int)
         x1, y1 = np.clip(middle + reach + 1, 0, self.size).astype(int)
         part = np.s_[y0:y1, x0:x1]
-        return Scene(self.canvas[part], self.rng, self.x[part], self.y[part], self.sun, self.dryness)
+        return Scene(self.canvas[part], self.ids[part], self.rng, self.x[part], self.y[part], self.sun, self.dryness)
 
     def lay(self, colour: np.ndarray, cover: np.ndarray) -> None:
         """Blend `colour` (3,) or (size, size, 3) over the canvas where `cover` (size, size) in 0..1 says so."""
         self.canvas += cover[..., None] * (colour - self.canvas)
+
+    def mark(self, kind: str, cover: np.ndarray) -> None:
+        """Say that what shows is of this class, where `cover` (size, size) in 0..1 hides more than half."""
+        self.ids[cover > 0.5] = CLASSES.index(kind)
 
     def noise(self, roughness: float) -> np.ndarray:
         """Return (size, size) random relief, mean 0, deviation 1: 1 = sandy, 2 = cloudy, 3 = a few broad swells."""
@@ -145,6 +157,7 @@ def paint_fields(scene: Scene, cover: np.ndarray) -> None:
     scene.lay(colours, cover)
     gap = np.minimum(_distance_to(row_edges, across), _distance_to(column_edges, shifted))
     border = scene.colour(LEAVES + SAND, plant=True)
+    scene.mark("fields", cover)
     scene.lay(border, cover * np.clip(rng.uniform(0.6, 1.6) - gap + 0.5, 0, 1) * rng.uniform(0.3, 0.9))
 
 
@@ -197,6 +210,7 @@ def paint_trees(scene: Scene, cover: np.ndarray) -> None:
     gap_strength = rng.uniform(0.55, 1.0)
     scene.lay(leaves * 0.35, cover * gap_strength)
     scene.lay(leaves * np.clip(shade, 0.2, 1.8)[..., None], cover * crown)
+    scene.mark("forest", cover)
 
 
 def paint_road(scene: Scene, width: float) -> None:
@@ -208,6 +222,7 @@ def paint_road(scene: Scene, width: float) -> None:
     scene.lay(scene.colour(GRASS + SAND, plant=True), np.clip(width / 2 + rng.uniform(1, 3) - offset, 0, 1) * 0.6)
     road = scene.colour(PAVING) * (1 + 0.03 * scene.noise(0.8)[..., None])
     scene.lay(road, np.clip(width / 2 - offset + 0.5, 0, 1))
+    scene.mark("roads", np.clip(width / 2 - offset + 0.5, 0, 1))
     if width > 4.5:
         dashed = (along % 9 < rng.choice([5, 9])) * 1.0
         scene.lay(np.full(3, 0.9), dashed * np.clip(0.7 - offset, 0, 1) * 0.7)
@@ -242,6 +257,7 @@ def _house(scene: Scene, middle: np.ndarray, half: np.ndarray, angle: float, rid
     if rng.random() < 0.4:  # rows of tiles or sheet metal
         light = light * (1 + 0.07 * np.sin(2 * np.pi * along / rng.uniform(2.2, 3.5)))
     scene.lay(scene.colour(TILES) * light[..., None], inside(0))
+    scene.mark("roofs", inside(0))
     if not ridge and half.min() > 4:  # plant rooms and skylights of flat roofs
         for u, v in rng.uniform(-0.6, 0.6, (rng.integers(1, 4), 2)) * half:
             box = np.clip(2.0 - np.abs(along - u), 0, 1) * np.clip(1.7 - np.abs(across - v), 0, 1)
@@ -281,6 +297,7 @@ def paint_water(scene: Scene, share: float) -> None:
     ripples = np.sin(along / rng.uniform(0.8, 2.0) + scene.noise(2.0) * 2.5) * rng.uniform(0, 0.04)
     water = water * (1 + ripples + 0.02 * scene.noise(0.5))[..., None] + rng.uniform(0, 0.1)
     scene.lay(water, np.clip(depth + 0.5, 0, 1))
+    scene.mark("water", np.clip(depth + 0.5, 0, 1))
 
 
 def photograph(scene: Scene) -> np.ndarray:
@@ -362,16 +379,13 @@ RECIPES: dict[str, Callable[[Scene], None]] = {
 }
 
 
-def draw_scene(kind: str, rng: np.random.Generator, size: int = 96) -> np.ndarray:
-    """Draw one scene.
+def build_scene(kind: str, rng: np.random.Generator, size: int = 96) -> Scene:
+    """Paint one scene, not photographed yet.
 
     Args:
         kind: One of `CLASSES`.
-        rng: Source of randomness; the same state gives the same picture.
+        rng: Source of randomness; the same state gives the same scene.
         size: Side in px.
-
-    Returns:
-        (size, size, 3) uint8, RGB.
 
     Raises:
         ValueError: The class is unknown or the picture is smaller than 16 px.
@@ -383,13 +397,66 @@ def draw_scene(kind: str, rng: np.random.Generator, size: int = 96) -> np.ndarra
     scene = Scene.empty(rng, size)
     paint_ground(scene)
     RECIPES[kind](scene)
-    return photograph(scene)
+    return scene
 
 
-def write_scenes(output_dir: Path, images_per_class: int = 160, size: int = 96, seed: int = 0) -> int:
-    """Write `images_per_class` PNG files for each class into `output_dir/CLASS/` and return how many there are.
+def draw_scene(kind: str, rng: np.random.Generator, size: int = 96) -> np.ndarray:
+    """Paint one scene and photograph it: (size, size, 3) uint8, RGB; arguments as `build_scene`."""
+    return photograph(build_scene(kind, rng, size))
 
-    Each picture depends on (seed, class, number) alone, so asking for more pictures keeps the first ones.
+
+def draw_change(kind: str, rng: np.random.Generator, size: int = 96) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Photograph one scene, change it, and photograph it again.
+
+    Args:
+        kind: One of `CLASSES`.
+        rng: Source of randomness.
+        size: Side in px.
+
+    Returns:
+        Before and after, (size, size, 3) uint8, and (size, size) uint8: 255 where the class has changed, else 0.
+    """
+    scene = build_scene(kind, rng, size)
+    before, old_ids = photograph(scene), scene.ids.copy()
+    for _ in range(rng.integers(1, 4)):
+        what = rng.integers(4)
+        if what == 0:
+            paint_road(scene, rng.uniform(3, 8))
+        elif what == 1:
+            paint_trees(scene, scene.patch(rng.uniform(0.05, 0.15)))
+        elif what == 2:
+            paint_water(scene, rng.uniform(0.05, 0.12))
+        else:
+            for _ in range(rng.integers(3, 8)):
+                _house(
+                    scene, rng.uniform(0, size, 2), rng.uniform(4, 10, 2), rng.uniform(0, np.pi), rng.random() < 0.6
+                )
+    return before, photograph(scene), np.where(scene.ids != old_ids, 255, 0).astype(np.uint8)
+
+
+def _pictures(labels: str, kind: str, rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
+    """Folder -> picture of one sample."""
+    if labels == "classes":
+        return {kind: draw_scene(kind, rng, size)}
+    if labels == "maps":
+        scene = build_scene(kind, rng, size)
+        return {"image": photograph(scene), "mask": scene.ids}
+    return dict(zip(("image1", "image2", "mask"), draw_change(kind, rng, size)))
+
+
+def write_scenes(
+    output_dir: Path, images_per_class: int = 160, size: int = 96, seed: int = 0, labels: str = "classes"
+) -> int:
+    """Write `images_per_class` samples of each class as PNG files and return how many there are.
+
+    Each sample depends on (seed, class, number) alone, so asking for more keeps the first ones.
+
+    Args:
+        output_dir: Holds `CLASS/`, or `image/` and `mask/`, or `image1/`, `image2/` and `mask/`.
+        images_per_class: Samples of each class.
+        size: Side in px.
+        seed: Of all samples.
+        labels: One of `LABELS`.
 
     Raises:
         ValueError: Fewer than one picture per class is asked for, or `draw_scene` refuses the size.
@@ -397,11 +464,12 @@ def write_scenes(output_dir: Path, images_per_class: int = 160, size: int = 96, 
     if images_per_class < 1:
         raise ValueError(f"images_per_class is {images_per_class}; at least 1 is needed.")
     for kind in CLASSES:
-        folder = Path(output_dir) / kind
-        folder.mkdir(parents=True, exist_ok=True)
         for number in range(images_per_class):
             rng = np.random.default_rng([seed, zlib.crc32(kind.encode()), number])
-            Image.fromarray(draw_scene(kind, rng, size)).save(folder / f"{kind}_{number:04d}.png")
+            for name, pixels in _pictures(labels, kind, rng, size).items():
+                folder = Path(output_dir) / name
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(folder / f"{kind}_{number:04d}.png")
     return images_per_class * len(CLASSES)
 
 
@@ -412,9 +480,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images_per_class", type=int, default=160)
     parser.add_argument("--size", type=int, default=96, help="side of a picture in px")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--labels", choices=LABELS, default="classes")
     args = parser.parse_args(argv)
     try:
-        count = write_scenes(args.output_dir, args.images_per_class, args.size, args.seed)
+        count = write_scenes(args.output_dir, args.images_per_class, args.size, args.seed, args.labels)
     except ValueError as error:
         parser.error(str(error))
     print(f"{count} scenes of {args.size} px in {args.output_dir}: {', '.join(CLASSES)}")

@@ -10,7 +10,18 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-from procedural_scenes import CLASSES, Scene, draw_scene, main, write_scenes  # noqa: E402
+from procedural_scenes import (  # noqa: E402
+    CLASSES,
+    Scene,
+    build_scene,
+    draw_change,
+    draw_scene,
+    main,
+    photograph,
+    write_scenes,
+)
+
+from gfm_hf.data.tasks import open_task  # noqa: E402
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -82,3 +93,36 @@ def test_command_line_answers_bad_input_with_code_2(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit) as stop:
         main(["--output_dir", str(tmp_path), "--images_per_class", "0"])
     assert stop.value.code == 2 and "at least 1" in capsys.readouterr().err
+
+
+def test_maps_say_what_shows() -> None:
+    """Each kind of scene shows its own class, and pixels of one class look more alike than the scene does."""
+    for kind in ("forest", "roads", "roofs", "water"):
+        shares = [
+            (build_scene(kind, np.random.default_rng(seed), 64).ids == CLASSES.index(kind)).mean() for seed in range(6)
+        ]
+        assert min(shares) > 0.02 and np.mean(shares) > 0.15
+    scene = build_scene("water", np.random.default_rng(0), 96)
+    picture = photograph(scene).astype(float)
+    within = np.mean([picture[scene.ids == label].std(axis=0).mean() for label in np.unique(scene.ids)])
+    assert len(np.unique(scene.ids)) > 1 and within < 0.9 * picture.std(axis=(0, 1)).mean()
+
+
+def test_changes_are_where_the_mask_says() -> None:
+    """Outside the mask the same ground shows under another light: bands stay correlated, inside they do not."""
+    inside, outside = [], []
+    for seed in range(8):
+        before, after, mask = draw_change("fields", np.random.default_rng(seed), 96)
+        assert set(np.unique(mask)) == {0, 255} and 0.005 < (mask == 255).mean() < 0.6
+        for part, found in ((mask == 255, inside), (mask == 0, outside)):
+            found.append(np.corrcoef(before[part].mean(axis=1), after[part].mean(axis=1))[0, 1])
+    assert np.mean(outside) > 0.7 > 0.4 > np.mean(inside)
+
+
+@pytest.mark.parametrize(("labels", "task"), [("maps", "segmentation"), ("changes", "change")])
+def test_labelled_scenes_are_read_by_the_scripts(labels: str, task: str, tmp_path: Path) -> None:
+    main(["--output_dir", str(tmp_path), "--images_per_class", "4", "--size", "32", "--labels", labels])
+    data = open_task(task, tmp_path)
+    assert data.num_labels == (5 if labels == "maps" else 2)
+    assert sum(len(part) for part in (data.train, data.validation, data.test) if part) == 20
+    assert data.train[0].label_map is not None and data.train[0].label_map.shape == (32, 32)

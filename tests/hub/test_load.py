@@ -44,6 +44,7 @@ CODE = {
     "losses_gfm.py",
     "modeling_gfm.py",
     "swin_gfm.py",
+    "value_checks_gfm.py",
     "weights_gfm.py",
 }
 

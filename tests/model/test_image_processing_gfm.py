@@ -14,13 +14,14 @@ from transformers import AutoImageProcessor, ViTConfig, ViTModel, pipeline
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from gfm_hf.model import image_processing_gfm as room
+from gfm_hf.model import value_checks_gfm
 from gfm_hf.model.configuration_gfm import RGB_BAND_NAMES
 from gfm_hf.model.image_processing_gfm import GFMImageProcessor
 
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 REFLECTANCE = {"rescale_factor": 1e-4, "image_mean": [0.1, 0.12, 0.15], "image_std": [0.05, 0.06, 0.07]}
-CODE = ["image_processing_gfm.py", "label_maps_gfm.py"]
+CODE = ["image_processing_gfm.py", "label_maps_gfm.py", "value_checks_gfm.py"]
 IMAGERY = Path(__file__).resolve().parents[3] / "shared" / "imagery"
 
 
@@ -44,7 +45,8 @@ def plain():
 def warned(monkeypatch):
     """Messages given to warning_once."""
     messages = []
-    monkeypatch.setattr(room.logger, "warning_once", messages.append)
+    for file in (room, value_checks_gfm):
+        monkeypatch.setattr(file.logger, "warning_once", messages.append)
     return messages
 
 

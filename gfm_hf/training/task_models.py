@@ -35,7 +35,8 @@ def build_task_model(
     overrides |= {name: getattr(args, name) for name in ("image_size", "window_size") if getattr(args, name)}
     origin = {"revision": args.model_revision or "main", "cache_dir": args.cache_dir}
     if args.random_init:
-        model: Any = model_class(load_config(args, **overrides))
+        # No teacher has taught these weights, whatever the configuration's own ones were.
+        model: Any = model_class(load_config(args, **overrides | {"teacher": None}))
     else:
         # A head for other labels is drawn anew; everything else has to fit.
         model = model_class.from_pretrained(

@@ -169,6 +169,27 @@ def test_pixels_without_data_become_the_mean(images, backbone, tmp_path):
     assert batch["pixel_values"][:, :, :15].abs().max() < 1e-6 < batch["pixel_values"][:, :, 17:].abs().mean()
 
 
+def test_a_random_start_takes_the_configuration_alone(images, backbone, tmp_path):
+    taught = shutil.copytree(backbone, tmp_path / "taught")
+    config = json.loads((taught / "config.json").read_text())
+    (taught / "config.json").write_text(json.dumps(config | {"teacher": {"name": "some/teacher"}}))
+    words = {"one": {"random_init": True, "seed": 1}, "other": {"random_init": True, "seed": 2}, "taught": {}}
+    still = {"learning_rate": 0, "warmup_learning_rate": 0, "min_learning_rate": 0, "max_train_steps": 1}
+    filters = "swin.embeddings.patch_embeddings.projection.weight"
+    weights = {}
+    for name, flags in words.items():
+        assert run(tmp_path / name, model_name_or_path=taught, data_dir=images, weight_decay=0, **still, **flags) == 0
+        weights[name] = load_file(tmp_path / name / "model.safetensors")[filters]
+        told = (
+            "pretrained"
+            in (tmp_path / name / "README.md").read_text().partition("## How to use")[0].partition("# ")[2]
+        )
+        assert told == (name == "taught")
+    assert torch.equal(weights["taught"], load_file(taught / "model.safetensors")[filters])
+    assert not torch.equal(weights["one"], weights["taught"]) and not torch.equal(weights["one"], weights["other"])
+    assert results(tmp_path / "one")["started_from"] == "a random start"
+
+
 WRONG = {
     "lora and probe": ({"lora_r": 2, "freeze_backbone": True}, "contradict each other"),
     "other problem": ({"problem_type": "multi_label_classification"}, "the labels make it single_label"),

@@ -5,11 +5,12 @@
     python benchmarks/five_tasks.py --output_dir runs --report
 
 A model named `random` takes the configuration of its folder and nothing else; a folder may be a stock Swin. A finished
-run is one line of results.jsonl and is not repeated, unless its flags have changed; a half one is started anew. Several
-processes may share the output folder if their `--tasks` differ.
+run is one line of results.jsonl and is not repeated, unless its flags, its model or its set have changed; a half one is
+started anew. Several processes may share the output folder if their `--tasks` differ.
 """
 
 import argparse
+import hashlib
 import importlib
 import json
 import os
@@ -139,6 +140,14 @@ TASKS = {
         "ucmerced",
         "accuracy",
         CLASSIFY | {"image_size": 96, "num_train_epochs": 12},
+        majority_share,
+    ),
+    "ucmerced_lora": Task(
+        "UC Merced, LoRA of rank 8, accuracy, %",
+        "run_image_classification",
+        "ucmerced",
+        "accuracy",
+        CLASSIFY | {"image_size": 96, "num_train_epochs": 12, "lora_r": 8, "layer_decay": 1.0, "learning_rate": 0.1},
         majority_share,
     ),
     "aid_1_percent": Task(
@@ -275,6 +284,13 @@ def read_parts(file: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return train, test
 
 
+def digest_of(*paths: Path) -> str:
+    """Digest of files, and of the configuration and weights of folders."""
+    files = [path / name for path in paths if path.is_dir() for name in ("config.json", "model.safetensors")]
+    files += [path for path in paths if not path.is_dir()]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
+
+
 def start_for(task: Task, name: str, model: Path, sets: Path, output_dir: Path) -> Path:
     """The folder that a task starts from: the model's, or one with the set's bands and statistics.
 
@@ -283,7 +299,7 @@ def start_for(task: Task, name: str, model: Path, sets: Path, output_dir: Path) 
     """
     if task.bands is None:
         return model
-    folder = output_dir / "starts" / f"{task.data}-{name}"
+    folder = output_dir / "starts" / f"{task.data}-{name}-{digest_of(model, sets / f'{task.data}.json')[:8]}"
     if not folder.exists():
         unfinished = folder.with_name(f"unfinished-{folder.name}")
         facts = json.loads((sets / f"{task.data}.json").read_text())
@@ -329,6 +345,7 @@ def fine_tune(key: str, name: str, model: Path, seed: int, args: argparse.Namesp
         "trivial": task.trivial(train, test) if task.trivial else scores["bicubic_psnr"],
         **{"steps": found["steps"], "best_step": found["best_step"], "seconds": round(seconds, 1)},
         **{"started_from": found["started_from"], "flags": flags},
+        "inputs": digest_of(model, args.sets / f"{task.data}.parquet"),
     }
     if task.pairs:
         line["pairs"] = counts_of_pairs(folder, test)
@@ -435,7 +452,9 @@ def main(argv: list[str] | None = None) -> None:
         for key, name, folder, seed in wanted:
             done = read_results(args.output_dir).get((key, name, seed))
             # Through JSON, since the stored flags came that way.
-            if done and done["flags"] == json.loads(json.dumps(flags_of(TASKS[key], name))):
+            wanted_flags = json.loads(json.dumps(flags_of(TASKS[key], name)))
+            inputs = digest_of(folder, args.sets / f"{TASKS[key].data}.parquet")
+            if done and done["flags"] == wanted_flags and done.get("inputs") == inputs:
                 continue
             line = fine_tune(key, name, folder, seed, args)
             if line is None:

@@ -163,8 +163,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if data.train.reading.mask_values == "binary":
             processor.mask_threshold = 128
         model = build_task_model(GFMForChangeDetection, args, task.accelerator.device, **fields_of(args, data))
-    masks = [args.palette, args.palette_tolerance, args.mask_threshold]
-    task.prepare(model, processor, data, build_map_optimizer(model, args), metric="f1", masks=masks)
+    task.prepare(model, processor, data, build_map_optimizer(model, args), metric="f1")
 
     # Batches from where the run stands
     with user_input():

@@ -8,6 +8,7 @@ label smoothing 0.1. A validation part chooses the epoch, an untouched test part
 """
 
 import argparse
+import math
 import sys
 from typing import Any
 
@@ -86,14 +87,15 @@ def predict(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy for one label per image; micro and macro average precision for several."""
+    """Accuracy for one label per image; micro and macro average precision for several, where there is any."""
     if labels.ndim == 1:
         right = logits.argmax(axis=1) == labels
         per_class = [right[labels == label].mean() for label in np.unique(labels)]
         return {"accuracy": float(right.mean()), "mean_class_accuracy": float(np.mean(per_class))}
     scores = 1 / (1 + np.exp(-logits))
     found = multilabel_map.compute(multilabel_map.update(multilabel_map.new_state(), scores, labels))
-    return {name: float(found[name]) for name in ("micro_map", "macro_map")}  # type: ignore[arg-type]
+    scored = {name: float(found[name]) for name in ("micro_map", "macro_map")}  # type: ignore[arg-type]
+    return {name: value for name, value in scored.items() if not math.isnan(value)}
 
 
 def open_data(args: argparse.Namespace, num_channels: int, rgb_channels: Any) -> TaskData:
@@ -158,7 +160,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     # Train
     def evaluate() -> dict[str, float]:
-        return score(*predict(task.model, validation, task.accelerator))
+        scores = score(*predict(task.model, validation, task.accelerator))
+        if metric not in scores:
+            raise InputError("The validation part has no label to choose by; give it images with labels.")
+        return scores
 
     schedule = cosine_schedule(args, plan.global_batch_size, total_steps(args, plan.steps_per_epoch or 1))
     if not task.train(loader, plan, schedule, train_step, evaluate):

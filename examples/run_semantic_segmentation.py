@@ -176,8 +176,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if data.train.reading.mask_values == "binary":
             processor.mask_threshold = 128
         model = build_task_model(GFMForSemanticSegmentation, args, task.accelerator.device, **fields_of(args, data))
-    masks = [args.palette, args.palette_tolerance, args.mask_threshold, args.do_reduce_labels]
-    task.prepare(model, processor, data, build_map_optimizer(model, args), metric="mean_iou", masks=masks)
+    task.prepare(model, processor, data, build_map_optimizer(model, args), metric="mean_iou")
 
     # Batches from where the run stands
     with user_input():

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,6 +86,15 @@ def push_checkpoint(
     """
     folder = Path(folder)
     check_checkpoint(folder)
+    base = (read_json(folder / "adapter_config.json") if (folder / "adapter_config.json").exists() else {}).get(
+        "base_model_name_or_path"
+    )
+    if base and Path(base).exists():
+        warnings.warn(
+            f"{folder} is an adapter for {base}, a folder of this machine; push that too and write its name into "
+            "base_model_name_or_path of adapter_config.json, or nobody else can load it.",
+            stacklevel=2,
+        )
     api = HfApi(token=token)
     with _push_errors(repo_id):
         repo_id = _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id

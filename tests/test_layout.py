@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "gfm_hf": {"model", "training", "convert", "pipelines"},  # the front desk, __init__.py
     "model": set(),
     "data": set(),
-    "training": {"model", "data", "cards"},
+    "training": {"model", "data", "cards", "hub"},
     "metrics": set(),
     "scene": {"model"},
     "convert": {"model"},

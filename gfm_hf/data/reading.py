@@ -1,15 +1,18 @@
 """Rows -> decoded samples: image, pair, label map or target, held to each other; every error names its file."""
 
+import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import ExifTags, Image
 from torch.nn import functional as F
 
 from gfm_hf.data.decoding import Record, UnreadableImageError, decode, with_right_bands
-from gfm_hf.data.label_maps import check_ids, open_mask, plain_ids, two_classes
+from gfm_hf.data.label_maps import IGNORE, Mask, check_ids, open_mask, plain_mask
 from gfm_hf.data.rows import Rows
 
 
@@ -96,27 +99,55 @@ class Reading:
             pixels = np.where(missing, np.float32(np.nan), pixels).astype(np.float32)
         return name, pixels
 
-    def ids(self, rows: Rows, index: int) -> tuple[str, np.ndarray]:
-        """Decode one mask to ids, bright masks still bright: its name and (H, W) array."""
+    def check_sizes(self, rows: Rows, index: int) -> None:
+        """Refuse a row whose parts have sizes that do not go together, as their headers say; decodes nothing else.
+
+        The reader has the last word on rows that look wrong: it may know better, and its sentence is the one to read.
+
+        Raises:
+            ValueError: As `sample`.
+        """
+        columns = [*self.image_columns, self.mask_column if self.target_column is None else self.target_column]
+        if self.task == "super_resolution" and self.target_column is None:
+            columns = list(self.image_columns)
+        if rows.store.arrays.keys() & set(columns):  # all rows of such a column have one size: the first batch tells
+            return
+        records = [rows.value(index, column) for column in columns]
+        if any(record.data is None and "://" in (record.path or "") for record in records):  # the header is far away
+            return
+        sizes = [_header_size(record) for record in records]
+        if None in sizes or not self._fit(sizes):
+            self.sample(rows, index, None)
+
+    def _fit(self, sizes: list[Any]) -> bool:
+        """Tell whether these (height, width) of images and mask or target go together."""
+        if self.task != "super_resolution":
+            return len(set(sizes)) == 1
+        return min(sizes[0]) >= self.scale if self.target_column is None else _covers(*sizes, self.scale)
+
+    def mask(self, rows: Rows, index: int) -> Mask:
+        """Decode one mask, bright masks still bright."""
         value = rows.value(index, self.mask_column)
         name = f"of row {int(rows.positions[index])}" if isinstance(value, np.ndarray) else value.name
         try:
             mask = open_mask(value)
         except UnreadableImageError as error:
             raise ValueError(f"mask {name} cannot be read: {error.reason}; replace it.") from error
-        return name, self.mask_reader(mask, f"mask {name}") if self.mask_reader else plain_ids(mask, name)
+        if self.mask_reader is None:
+            return plain_mask(mask, name)
+        ids = self.mask_reader(mask, f"mask {name}")
+        return Mask(name, ids, ids != IGNORE)
 
     def label_map(self, rows: Rows, index: int, image: np.ndarray) -> np.ndarray:
         """Decode one label map and hold it to its image."""
-        name, label_map = self.ids(rows, index)
-        if self.mask_values == "binary":
-            label_map = two_classes(label_map)
+        mask = self.mask(rows, index)
+        label_map = mask.label_map(self.mask_values)
         if label_map.shape != image.shape[:2]:
             raise ValueError(
-                f"mask {name} is {_size(label_map)} px but its image {_size(image)} px; they have to cover the same "
-                "pixels."
+                f"mask {mask.name} is {_size(label_map)} px but its image {_size(image)} px; they have to cover the "
+                "same pixels."
             )
-        check_ids(label_map, self.num_labels, name)
+        check_ids(label_map, self.num_labels, mask.name, fixed=self.task == "change")
         return label_map
 
     def _with_target(self, rows: Rows, index: int, name: str, image: np.ndarray) -> TaskSample:
@@ -128,16 +159,45 @@ class Reading:
             target = image[:height, :width]
             return TaskSample(index, name, (_lowered(target, self.scale),), target=target)
         target_name, target = self.image(rows, index, self.target_column)
-        # 162 px at 1.24 m and 650 px at 0.30 m are a pair too: whole pixels of both are kept, from the top left.
-        spare = [have - self.scale * low for have, low in zip(target.shape[:2], image.shape[:2])]
-        if max(map(abs, spare)) >= self.scale:
+        if not _covers(image.shape[:2], target.shape[:2], self.scale):
             raise ValueError(
                 f"target {target_name} is {_size(target)} px but {self.scale} times its image is "
                 f"{self.scale * image.shape[0]} x {self.scale * image.shape[1]} px; check the pair and scale."
             )
+        # Whole pixels of both are kept, from the top left.
         low = [min(length, have // self.scale) for length, have in zip(image.shape[:2], target.shape[:2])]
         target = target[: low[0] * self.scale, : low[1] * self.scale]
         return TaskSample(index, name, (image[: low[0], : low[1]],), target=target)
+
+
+def _covers(image: tuple[int, ...], target: tuple[int, ...], scale: int) -> bool:
+    """Tell whether two (height, width) are a pair; 162 px at 1.24 m and 650 px at 0.30 m are one too."""
+    return all(abs(have - scale * low) < scale for low, have in zip(image, target))
+
+
+def _header_size(record: Record) -> tuple[int, int] | None:
+    """Read (height, width) of an encoded image without decoding it; None where no header can be read."""
+    source: Any = record.path if record.data is None else io.BytesIO(record.data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata is no news
+        try:
+            with Image.open(source) as image:
+                # Elsewhere the tag is unusual, and in PNG it may stand behind the pixels.
+                turned = image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                return image.size if turned else (image.height, image.width)
+        except Exception:  # as in `decode`: Pillow raises nearly anything
+            return _raster_size(source)
+
+
+def _raster_size(source: Any) -> tuple[int, int] | None:
+    """Do the same for a TIFF that only rasterio can read; other drivers might follow a file to further ones."""
+    try:
+        import rasterio
+
+        with rasterio.open(source, driver="GTiff") as raster:
+            return raster.height, raster.width
+    except Exception:  # whatever it is, the reader says it better
+        return None
 
 
 def _readable(record: Record, num_channels: int) -> Any:

@@ -43,6 +43,11 @@ class FileStore:
         """Columns of images and masks."""
         return list(self.names)
 
+    @property
+    def arrays(self) -> dict[str, str]:
+        """No column holds arrays."""
+        return {}
+
     def value(self, i: int, column: str) -> Record:
         """Return the file of row i."""
         name = self.names[column][i]

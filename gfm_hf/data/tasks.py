@@ -5,7 +5,7 @@ workers share nothing and every error names its file.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gfm_hf.data.decoding import Record
-from gfm_hf.data.label_maps import MASK_VALUES, survey
+from gfm_hf.data.label_maps import MASK_VALUES, Mask, check_bright, check_number_of_ids, check_plausible, survey
 from gfm_hf.data.reading import TASKS, MaskReader, Reading, TaskSample
 from gfm_hf.data.rows import Rows, RowSet, folder_of_classes, folder_of_columns, parquet_arguments, table_of_rows
 from gfm_hf.data.sources import ImageTable, digest_of_lines
@@ -142,7 +142,8 @@ def open_task(
     Parts are the source's own: sub-folders, files, splits or a column named train, validation (val) and test. A
     validation part that is missing is cut off training, the same share of every class. A test part is cut off only
     where the source names no part at all, or where `test_fraction` asks for one. For masks, unless both `mask_values`
-    and `num_labels` are given, all masks are read once here.
+    and `num_labels` are given, all masks are read once here. Sizes that do not go together are found here too, from
+    headers: in the parts that a run meets late, validation and test, and in training where its masks are read anyway.
 
     Args:
         task: "classification", "segmentation", "change" or "super_resolution".
@@ -155,7 +156,8 @@ def open_task(
         cache_dir: Where `datasets` keeps what it downloads or converts.
         image_column_name: Images; encoded, or arrays of any band count.
         label_column_name: Classes: `ClassLabel`, ids or names, or lists of them (multi-label). Default: `label`, else
-            `labels`. Rows without a label (null, "" or below 0) are left out.
+            `labels`. Rows without a label (null, "" or below 0) are left out. Lists of 0 and 1, all of one length, are
+            multi-hot where one repeats a number, which a list of ids never does.
         mask_column_name: Masks.
         before_column_name: Earlier images of pairs.
         after_column_name: Later images of pairs.
@@ -172,9 +174,10 @@ def open_task(
         nodata: Value that all bands of a pixel without measurement have; such pixels become NaN and images float32, so
             that resizing spreads no false values. The processor has to know: give it nodata="nan", or the value.
         label_names: Names of the classes, in the order of their ids.
-        num_labels: Number of classes, where they have no names.
+        num_labels: Number of classes, where they have no names. Default for masks: the largest id + 1; values that
+            are hardly ids (see `check_plausible`) are then refused.
         mask_values: "ids"; "binary" (from 128 on is 1); "auto" is binary where a set holds nothing but 0 and 255, else
-            ids. 255 among ids is "ignore".
+            ids. 255 among ids is "ignore", and so is a transparent pixel.
         mask_reader: Makes (H, W) ids of a mask (PIL image or array) and its name, in place of `mask_values`: a
             processor's `read_label_map`, for colours of a palette and the like. Not part of the fingerprint.
         scale: Target px per image px, a side; default: found from the first pair.
@@ -203,17 +206,19 @@ def open_task(
         raise ValueError(f"{found.description} has no training part; name one part, file or folder train.")
     names = tuple(label_names) if label_names else tuple(map(str, range(num_labels))) if num_labels else None
     labels: dict[str, np.ndarray | None] = dict.fromkeys(found.parts)
+    surveyed = False
     if task == "classification":
         found, labels, names = _with_labels(found, names)
     elif task == "super_resolution":
         reading, names = _with_scale(reading, found.parts["train"], scale), ()
     else:
-        reading, names = _with_classes(reading, found.parts, names)
+        reading, names, surveyed = _with_classes(reading, found.parts, names)
     reading = replace(reading, num_labels=len(names))
     splits = {part: TaskSplit(part, rows, labels[part], reading) for part, rows in found.parts.items()}
     origins = _cut_missing_parts(splits, found.named, validation_fraction, test_fraction, split_seed)
     _check_parts(splits, found.description)
     splits["train"] = _training_share(splits["train"], train_fraction, authors_subset, seed)
+    _check_sizes(splits, PARTS if surveyed else ("validation", "test"))
     if train_fraction < 1 or authors_subset:
         drawn = "with repetition, as the authors" if authors_subset else f"seed {seed}"
         origins["train"] += f", {train_fraction:g} of them, {drawn}"
@@ -231,11 +236,16 @@ def _check_choices(
     if task not in TASKS:
         raise ValueError(f"task is {task!r} but must be one of {', '.join(TASKS)}.")
     if mask_reader and mask_values != "auto":
-        raise ValueError(f"mask_values {mask_values!r} and a mask_reader are two answers to one question; pass one.")
+        raise ValueError(
+            f"mask_values {mask_values!r} and a mask_reader (--palette, --mask_threshold, --do_reduce_labels) are two "
+            "answers to one question; pass one."
+        )
     if mask_values not in MASK_VALUES:
         raise ValueError(f"mask_values is {mask_values!r} but must be one of {', '.join(MASK_VALUES)}.")
     if label_names and num_labels not in (None, len(label_names)):
         raise ValueError(f"label_names are {len(label_names)} but num_labels is {num_labels}; leave num_labels out.")
+    if label_names and len(label_names) < 2:
+        raise ValueError(f"label_names is {label_names[0]} alone but at least two classes are needed; background is one.")
     if num_labels is not None and num_labels < 2:
         raise ValueError(f"num_labels is {num_labels} but at least two classes are needed; background is one.")
 
@@ -280,8 +290,10 @@ def _with_labels(
     parts = {
         part: rows.select([i for i, v in enumerate(_raw(rows)) if _labelled(v)]) for part, rows in found.parts.items()
     }
+    several = any(isinstance(value, list | tuple) for rows in parts.values() for value in _raw(rows))
+    if several and found.label_names is None:
+        parts, names = _with_lists_of_ids(parts, names)
     values = [value for rows in parts.values() for value in _raw(rows)]
-    several = any(isinstance(value, list | tuple) for value in values)
     flat = [one for value in values for one in value] if several else values
     names = names or found.label_names
     ids = _ids_of_labels(flat, found.label_names, names, found.description)
@@ -302,6 +314,49 @@ def _with_labels(
     left_out = sum(map(len, found.parts.values())) - len(values)
     description = found.description + (f" ({left_out} rows without a label left out)" if left_out else "")
     return replace(found, parts=parts, description=description), labels, names
+
+
+def _with_lists_of_ids(
+    parts: dict[str, Rows], names: tuple[str, ...] | None
+) -> tuple[dict[str, Rows], tuple[str, ...] | None]:
+    """Check lists of labels, and turn multi-hot ones, [1, 0, 1], into ids, [0, 2]."""
+    lists = {
+        f"row {row} of the {part} part": value
+        for part, rows in parts.items()
+        for row, value in zip(rows.positions.tolist(), _raw(rows))
+    }
+    for row, value in lists.items():
+        if None in value:
+            raise ValueError(f"the labels of {row} are {value}; take None out of the list, or leave the row out.")
+    # A list of ids names none of them twice, so one that does gives all of them away.
+    repeating = next((row for row, value in lists.items() if _repeats_number(value)), None)
+    lengths = {len(value) for value in lists.values()}
+    zeros_and_ones = all(one in (0, 1) for value in lists.values() for one in value)
+    if repeating is None:
+        if lengths == {2} and zeros_and_ones:
+            raise ValueError(
+                "all lists of labels are [0, 1] or [1, 0]: both classes, or multi-hot; store lists of ids, such as [0] "
+                "and [1], or single labels."
+            )
+        return parts, names
+    if len(lengths) > 1 or not zeros_and_ones:
+        raise ValueError(
+            f"the labels of {repeating} are {lists[repeating]}, which repeats one and is no list of ids, and not all "
+            "lists are multi-hot, of 0 and 1 and equally long; store each id once."
+        )
+    (length,) = lengths
+    if names and len(names) != length:
+        raise ValueError(f"lists of labels have {length} places but there are {len(names)} classes; correct either.")
+    ids = {
+        part: replace(rows, labels=[np.flatnonzero(value).tolist() for value in _raw(rows)])
+        for part, rows in parts.items()
+    }
+    return ids, names or tuple(map(str, range(length)))
+
+
+def _repeats_number(labels: Sequence[Any]) -> bool:
+    """Tell whether a list holds a number twice; names may well stand for several objects of one kind."""
+    return len(set(labels)) < len(labels) and not any(isinstance(one, str) for one in labels)
 
 
 def _raw(rows: Rows) -> list[Any]:
@@ -348,30 +403,40 @@ def _with_scale(reading: Reading, rows: Rows, scale: int | None) -> Reading:
         ]
         scale = round(sizes[1][0] / sizes[0][0])
     if scale is None or scale < 1 or (scale == 1 and not has_target):
-        raise ValueError(f"scale is {scale} but must say how many times finer the target is; pass --scale 2 or 4.")
+        raise ValueError(f"scale is {scale} but must say how many times finer the target is; pass --scale 2, 3 or 4.")
     return replace(reading, scale=scale)
 
 
 def _with_classes(
     reading: Reading, parts: dict[str, Rows], names: tuple[str, ...] | None
-) -> tuple[Reading, tuple[str, ...]]:
-    """Find out how masks are meant and how many classes they have."""
+) -> tuple[Reading, tuple[str, ...], bool]:
+    """Find out how masks are meant, how many classes they have, and say whether all of them were read for that."""
     if reading.task == "change" and names is None:
         names = ("no change", "change")
     if reading.mask_values == "binary":
-        return reading, names or ("0", "1")
-    if reading.mask_values != "auto" and names is not None:
-        return reading, names
-    maps = (reading.ids(rows, i)[1] for rows in parts.values() for i in range(len(rows)))
-    mask_values, ids = survey(maps, reading.mask_values)
-    reading = replace(reading, mask_values=mask_values)
+        check_bright(_masks(reading, parts))
+        return reading, names or ("0", "1"), False
+    if reading.mask_values == "ids" and names is not None:
+        return reading, names, False
+    found = survey(_masks(reading, parts), reading.mask_values)
+    check_number_of_ids(found)
     if names is None:
-        names = tuple(str(i) for i in range(int(ids.max()) + 1)) if len(ids) else ()
-    if len(names) < 2 or len(ids) < 2:
-        raise ValueError(
-            f"the masks hold {len(ids)} class, {', '.join(map(str, ids)) or 'none'}; at least two are needed."
-        )
-    return reading, names
+        check_plausible(found)
+        names = tuple(map(str, range(found.ids[-1] + 1)))
+    return replace(reading, mask_values=found.mask_values), names, True
+
+
+def _masks(reading: Reading, parts: dict[str, Rows]) -> Iterator[Mask]:
+    """Decode the masks of all parts."""
+    return (reading.mask(rows, i) for rows in parts.values() for i in range(len(rows)))
+
+
+def _check_sizes(splits: dict[str, TaskSplit], parts: Sequence[str]) -> None:
+    """Refuse rows of these parts whose sizes do not go together; classes are told from images of any size."""
+    for split in splits.values():
+        if split.name in parts and split.reading.task != "classification":
+            for i in range(len(split)):
+                split.reading.check_sizes(split.rows, i)
 
 
 def _groups(split: TaskSplit) -> np.ndarray:

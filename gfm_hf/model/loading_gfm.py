@@ -79,6 +79,11 @@ class GFMLoading(PreTrainedModel):
     @classmethod
     def _load_adapted(cls, adapter: "_Adapter", *model_args: Any, **kwargs: Any) -> Any:
         """Load the base with the adapter's configuration, which knows the labels, then the adapter."""
+        if Path(adapter.base).is_absolute() and not Path(adapter.base).exists():
+            raise OSError(
+                f"{adapter.name_or_path} is an adapter for {adapter.base}, which is not on this machine; write the base's "
+                "name or place into base_model_name_or_path of its adapter_config.json."
+            )
         wanted = {name: kwargs.pop(name) for name in _config_fields(cls.config_class) if name in kwargs}
         config = cls.config_class.from_pretrained(adapter.name_or_path, **adapter.hub_arguments, **wanted)
         # A revision or sub-folder is one of the adapter's repository.

@@ -235,6 +235,12 @@ class RunFolder:
             ) from error
         return progress
 
+    @staticmethod
+    def is_finished(checkpoint: Path) -> bool:
+        """Whether a checkpoint is that of the last step."""
+        with user_input():
+            return bool(json.loads((checkpoint / PROGRESS).read_text()).get("finished"))
+
     def save_result(self, write: Callable[[Path], None]) -> None:
         """Let the main process write the final files into a temporary folder, then move them into place."""
         if self._accelerator.is_main_process:

@@ -1,6 +1,9 @@
 """A checkpoint as the model of a task, and its processor, as the flags say."""
 
 import argparse
+import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +14,18 @@ from gfm_hf.model.configuration_gfm import GFMConfig
 from gfm_hf.model.image_processing_gfm import GFMImageProcessor
 from gfm_hf.model.loading_gfm import swin_fields
 from gfm_hf.model.modeling_gfm import GFMPreTrainedModel
-from gfm_hf.training.adapting import add_lora, freeze_backbone
+from gfm_hf.training.adapting import add_lora, freeze_backbone, is_adapter, merge_adapter
 from gfm_hf.training.runs import InputError
+
+
+NO_MASKS = {
+    "palette": None,
+    "palette_tolerance": 0,
+    "mask_threshold": None,
+    "do_reduce_labels": False,
+    "num_labels": None,
+    "nodata": None,
+}
 
 
 def build_task_model(
@@ -31,17 +44,30 @@ def build_task_model(
     """
     if args.freeze_backbone and args.lora_r:
         raise InputError("--freeze_backbone and --lora_r contradict each other; choose one.")
+    if args.random_init and args.lora_r:
+        raise InputError("--lora_r adds to a stored base, which a --random_init is not; leave one of them out.")
     overrides = fields | {"drop_path_rate": args.drop_path_rate}
     overrides |= {name: getattr(args, name) for name in ("image_size", "window_size") if getattr(args, name)}
     origin = {"revision": args.model_revision or "main", "cache_dir": args.cache_dir}
     if args.random_init:
         # No teacher has taught these weights, whatever the configuration's own ones were.
         model: Any = model_class(load_config(args, **overrides | {"teacher": None}))
+    elif is_adapter(args.model_name_or_path, **origin):
+        if args.lora_r:
+            raise InputError(
+                f"--model_name_or_path {args.model_name_or_path} is an adapter, onto which --lora_r cannot put another; "
+                "write the whole model with gfm_hf.training.adapting.merge_adapter(adapter, output_dir) and start there."
+            )
+        with tempfile.TemporaryDirectory() as merged:
+            merge_adapter(args.model_name_or_path, merged, **origin)
+            model = model_class.from_pretrained(merged, ignore_mismatched_sizes=True, **overrides)
     else:
         # A head for other labels is drawn anew; everything else has to fit.
         model = model_class.from_pretrained(
             args.model_name_or_path, ignore_mismatched_sizes=True, **origin, **overrides
         )
+        if Path(args.model_name_or_path).is_dir():
+            model.name_or_path = str(Path(args.model_name_or_path).resolve())  # where an adapter will look for it
     # On a CPU torch's fused attention falls back to a slower path as soon as the bias needs a gradient.
     model.set_attn_implementation(args.attn_implementation or ("eager" if device.type == "cpu" else "sdpa"))
     if args.gradient_checkpointing:
@@ -67,8 +93,12 @@ def load_processor(args: argparse.Namespace) -> Any:
         size = processor.size.get("height") or processor.size.get("shortest_edge")
         known = {name: getattr(processor, name) for name in fields if getattr(processor, name, None) is not None}
         processor = GFMImageProcessor(size=size, **known)
+    # Which masks an earlier task had is none of this one's business.
+    for name, value in NO_MASKS.items():
+        setattr(processor, name, value)
     if getattr(args, "nodata", None) is not None:
-        processor.nodata = "nan"  # what reading makes of the value
+        # Reading makes NaN of the value, which the processor always takes for missing.
+        processor.nodata = "nan" if math.isnan(args.nodata) else args.nodata
     if args.image_size:
         processor.size = {"height": args.image_size, "width": args.image_size}
     return processor
@@ -80,7 +110,7 @@ def load_mask_processor(args: argparse.Namespace, do_reduce_labels: bool = False
     for name in ("palette", "palette_tolerance", "mask_threshold"):
         setattr(processor, name, getattr(args, name))
     processor.do_reduce_labels = do_reduce_labels
-    processor.ignore_index, processor.num_labels = IGNORE, None
+    processor.ignore_index = IGNORE
     return processor
 
 

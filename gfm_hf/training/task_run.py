@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from gfm_hf.cards import write_card
 from gfm_hf.data.plan import EpochPlan
 from gfm_hf.data.tasks import TaskData
+from gfm_hf.hub import complete_code
 from gfm_hf.training.adapting import count_parameters, save_adapter
 from gfm_hf.training.arguments import arguments_of, hub_name
 from gfm_hf.training.energy import EnergyMeter
@@ -29,6 +30,17 @@ from gfm_hf.training.finetuning import BestWeights, Evaluate, FineTuning, TrainS
 from gfm_hf.training.optim import Schedule
 from gfm_hf.training.publishing import BackgroundPush
 from gfm_hf.training.runs import RunFolder, StopSignal, end_training, user_input
+
+
+# Flags that do not change what a run computes, or whose effect is known otherwise: where things are and how they run.
+MAY_CHANGE = {
+    *("data_dir", "parquet", "dataset_name", "dataset_config_name", "dataset_revision", "cache_dir"),
+    *("model_name_or_path", "model_revision", "attn_implementation", "gradient_checkpointing"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
+    *("dataloader_num_workers", "output_dir", "logging_steps", "checkpointing_steps", "checkpoints_total_limit"),
+    *("resume_from_checkpoint", "report_to", "country_iso_code", "license", "push_to_hub", "hub_model_id"),
+    *("hub_private_repo", "hub_token", "hub_timeout_s"),
+}
 
 
 class TaskRun:
@@ -83,17 +95,13 @@ class TaskRun:
         self._unwrapped, self._processor, self._data = model, processor, data
         facts = _describe(self.args, self.accelerator, model, data)
         self.about = facts | about
-        identity = {
-            "data": data.fingerprint,
-            "seed": self.args.seed,
-            "trained": facts["trained_parameters"],
-            "image_size": processor.size["height"],
-            **about,
-        }
+        identity = self._identity(data, facts["trained_parameters"], processor.size["height"]) | about
         self.progress: dict[str, Any] = {"step": 0, "epoch": 0, "step_in_epoch": 0, "images": 0, "run": identity}
         self._best = BestWeights(model, metric)
         self.model, self._optimizer = self.accelerator.prepare(model, optimizer)
         if self._resume_from:
+            if self.folder.is_finished(self._resume_from):
+                del identity["data"]  # the scores alone may be missing, and a file have been mended for them
             self.progress = self.folder.load_checkpoint(self._resume_from, identity)
             self._best.read(self._resume_from)
         self.folder.cut_log(self.progress["step"])
@@ -142,6 +150,8 @@ class TaskRun:
             self.progress = finetune(work, self.progress, train_step, evaluate, self._publisher, self._write)
         if self.progress["finished"]:
             self._best.restore()
+            # Written before the untouched part is read: a file of it that is broken must not cost the model.
+            self.folder.save_result(partial(self._write, progress=self.progress))
         else:
             self.accelerator.print(
                 f"stopped at step {self.progress['step']}; go on with --resume_from_checkpoint latest"
@@ -159,7 +169,8 @@ class TaskRun:
         Returns:
             The facts of the run with `scores`, as data.
         """
-        self.folder.save_result(partial(self._write, progress=self.progress, scores=scores))
+        test_scores = scores if part == "test" else None  # those of validation are in the progress
+        self.folder.save_result(partial(self._write, progress=self.progress, test_scores=test_scores))
         steps, best = self.progress["step"], self.progress["best_step"]
         if self._publisher:
             self._publisher.push_result(self.args.hub_timeout_s, stopped=lambda: self._stop.received)
@@ -168,16 +179,25 @@ class TaskRun:
         end_training(self.accelerator)
         return {**self.about, "steps": steps, "best_step": best, "scores": scores}
 
-    def _write(self, path: Path, progress: dict[str, Any], scores: dict[str, float] | None = None) -> None:
+    def _identity(self, data: TaskData, trained_parameters: int, image_size: int) -> dict[str, Any]:
+        """What has to be the same for a resumed run to go on as if it had never stopped, as JSON gives it back."""
+        args = self.args
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
+        found = {"data": data.fingerprint, "trained": trained_parameters, "global_batch_size": batch}
+        return json.loads(json.dumps({**fixed, **found, "image_size": image_size}))
+
+    def _write(self, path: Path, progress: dict[str, Any], test_scores: dict[str, float] | None = None) -> None:
         """Write model or adapter, processor, code, results and card into an empty folder."""
         about, model = self.about, self._unwrapped
         seconds = progress["energy"]["device_hours"] * 3600 / about["devices"]
         validation = {f"eval_{name}": value for name, value in progress["scores"].items()}
         facts = {**about, "steps": progress["step"], "best_step": progress["best_step"], **validation}
-        facts |= {f"test_{name}": value for name, value in (scores or {}).items()}
+        facts |= {f"test_{name}": value for name, value in (test_scores or {}).items()}
         facts |= {**progress["energy"], "images_per_second": progress["images"] / max(seconds, 1e-9)}
         save_adapter(model, path) if self.args.lora_r else model.save_pretrained(path)
         self._processor.save_pretrained(path)
+        complete_code(path)  # peft leaves out the files that load its base
         results = facts | {"arguments": arguments_of(self.args)}
         (path / "all_results.json").write_text(json.dumps(results, indent=2))
         write_card(path, hub_name(self.args), facts)

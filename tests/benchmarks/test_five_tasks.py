@@ -195,6 +195,10 @@ def test_a_small_table_from_end_to_end(arguments, tmp_path, capsys, monkeypatch)
     )
     assert five_tasks.main(arguments) == 0
     assert asked == [("gfm", 0), ("random", 1)]
+    asked.clear()
+    GFMModel(GFMConfig(**SHAPE)).save_pretrained(tmp_path / "model")  # other weights under the same name
+    assert five_tasks.main(arguments) == 0
+    assert asked == [("gfm", 0), ("gfm", 1), ("random", 0), ("random", 1)]
 
 
 def test_a_signal_ends_the_table_and_the_run_is_not_counted(arguments, tmp_path, monkeypatch, capsys):

@@ -86,15 +86,7 @@ def push_checkpoint(
     """
     folder = Path(folder)
     check_checkpoint(folder)
-    base = (read_json(folder / "adapter_config.json") if (folder / "adapter_config.json").exists() else {}).get(
-        "base_model_name_or_path"
-    )
-    if base and Path(base).exists():
-        warnings.warn(
-            f"{folder} is an adapter for {base}, a folder of this machine; push that too and write its name into "
-            "base_model_name_or_path of adapter_config.json, or nobody else can load it.",
-            stacklevel=2,
-        )
+    _warn_of_local_base(folder)
     api = HfApi(token=token)
     with _push_errors(repo_id):
         repo_id = _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
@@ -142,6 +134,18 @@ def check_checkpoint(folder: Path) -> None:
         raise ValueError(
             f"{folder} has no preprocessor_config.json, without which nobody knows the bands and their normalisation; "
             "save the image processor into it."
+        )
+
+
+def _warn_of_local_base(folder: Path) -> None:
+    """An adapter names its base; a place on one machine is no name for others."""
+    settings = folder / "adapter_config.json"
+    base = read_json(settings).get("base_model_name_or_path") if settings.exists() else None
+    if base and Path(base).exists():
+        warnings.warn(
+            f"{folder} is an adapter for {base}, a folder of this machine; push that too and write its name into "
+            "base_model_name_or_path of adapter_config.json, or nobody else can load it.",
+            stacklevel=3,
         )
 
 

@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import httpx2
 import pytest
@@ -128,6 +129,18 @@ def test_stale_doors_and_code_are_cured(calls, checkpoint):
     for source in hub.CODE.glob("*_gfm.py"):
         assert (checkpoint / source.name).read_bytes() == source.read_bytes()
     assert not list(checkpoint.glob("unfinished*"))
+
+
+def test_an_adapter_of_a_local_base_is_pushed_with_a_warning(calls, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    for base, told in ((str(tmp_path), 1), ("owner/base", 0)):
+        settings = {**ADAPTER, "base_model_name_or_path": base}
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+        (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            push_checkpoint(tmp_path / "adapter", "owner/adapter")
+        assert len([one for one in caught if "a folder of this machine" in str(one.message)]) == told
 
 
 def test_an_adapter_needs_no_model(calls, tmp_path):

@@ -1,0 +1,782 @@
+"""UC Merced Land Use: 21 classes, 2,100 aerial pictures at 0.3 m, with the In-Domain splits and their small draws.
+
+    python dataset_scripts/ucmerced/ucmerced.py --data_dir UCMerced_LandUse.zip --output_dir ucmerced
+    load_dataset("ucmerced", "in_domain")           # the folder, or the repository after --push_to_hub
+
+Under datasets 3.6 this file is a loading script too. It imports nothing of its neighbours: copy it anywhere.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import re
+import sys
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+from datasets.arrow_writer import ParquetWriter
+from PIL import Image
+from tqdm import tqdm
+
+
+# --- common to all dataset scripts: begin ---
+# Each script stands alone, so this part is in each of them, letter by letter; tests/dataset_scripts compares them.
+UNFINISHED = "unfinished-"
+STATE = ".build.json"
+ROW_GROUP_BYTES = 32 * 2**20
+NOT_ARCHIVES = {b"<": "a web page (a log-in, a quota, a moved address)", b"version https://git": "an LFS pointer"}
+# What Python and Pillow raise for broken bytes; RuntimeError is zipfile's for a password.
+BROKEN = (OSError, EOFError, RuntimeError, ValueError, SyntaxError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+
+
+class InputError(ValueError):
+    """What was given cannot be used; the message says what to do next."""
+
+
+class UnreadableError(InputError):
+    """One file of the set cannot be read; the others may."""
+
+
+class PushError(RuntimeError):
+    """The Hub did not take the set; what was built stays."""
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+class Archive(NamedTuple):
+    """A published archive: its checksum ("" = none is known), its size (0 = unknown) and an address if it has one."""
+
+    name: str
+    sha256: str = ""
+    md5: str = ""
+    size_bytes: int = 0
+    url: str = ""
+    optional: bool = False
+
+
+class Item(NamedTuple):
+    """A row to be: its key, the files it is made of, what is known without reading them, its size if not theirs."""
+
+    key: str
+    names: tuple[str, ...]
+    known: tuple[Any, ...] = ()
+    size_bytes: int = 0
+
+
+@dataclass
+class Config(datasets.BuilderConfig):
+    """One configuration. `no_push` and `private_only` are sentences: why, and what to do instead."""
+
+    accept_archive: bool = False
+    exact: bool = False
+    no_push: str = ""
+    private_only: str = ""
+
+
+class Files:
+    """The files of a set by name, out of archives or folders, in the order they lie there; nothing is unpacked.
+
+    Attributes:
+        notes: What is not as published and was accepted, for the card.
+        digests: One checksum a source: of an archive's bytes, or of a folder's names and sizes.
+    """
+
+    def __init__(self, sources: Sequence[tuple[Path, Archive | None]], accept: bool, exact: bool) -> None:
+        self.paths = [path for path, _ in sources]
+        self.accept, self.exact = accept, exact
+        self.notes: list[str] = []
+        self.digests: list[str] = []
+        self.entries: dict[str, tuple[int, int, int]] = {}  # name -> number of the source, size, offset in a tar
+        self._open: dict[int, Any] = {}
+        for number, (path, known) in enumerate(sources):
+            for name, size, offset in _folder(path) if path.is_dir() else _archive(path, known):
+                if re.search(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)", name):
+                    raise InputError(f"{path} holds {name!r}, which points outside; do not unpack it, fetch it again.")
+                if name in self.entries:
+                    raise InputError(f"{path} holds {name} twice; keep one of them.")
+                self.entries[name] = (number, size, offset)
+            self.digests.append(self._digest(number, path, known))
+
+    def _digest(self, number: int, path: Path, known: Archive | None) -> str:
+        if path.is_dir():
+            listing = [(name, size) for name, (source, size, _) in self.entries.items() if source == number]
+            return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        method = "md5" if known and known.md5 and not known.sha256 else "sha256"
+        digest, expected = hashlib.new(method), getattr(known, method, "")
+        size = path.stat().st_size
+        with path.open("rb") as file, tqdm(desc=f"checksum of {path.name}", total=size, unit="B", disable=None) as bar:
+            while block := file.read(2**22):
+                digest.update(block)
+                bar.update(len(block))
+        if expected and digest.hexdigest() != expected:
+            self.object(
+                f"{path.name} has the {method.upper()} {digest.hexdigest()}, the published archive has {expected}"
+            )
+        return digest.hexdigest()
+
+    def object(self, sentence: str, acceptable: bool = True) -> None:
+        """Refuse what is not as published, or note it where another archive is accepted."""
+        if not (self.accept and acceptable):
+            instead = ", or pass --accept_archive (accept_archive=True) to go on with this one" if acceptable else ""
+            raise InputError(f"{sentence}; use the published archive{instead}.")
+        self.notes.append(sentence)
+        _say(f"warning: {sentence}")
+
+    def expect(self, what: str, found: int, expected: int) -> None:
+        """Object to a wrong count; `exact` admits none, whatever archive is accepted."""
+        if found != expected:
+            self.object(f"{what}: found {found:,}, expected {expected:,}", acceptable=not self.exact)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        number, size, offset = self.entries[name]
+        path = self.paths[number]
+        try:
+            if path.is_dir():
+                content = (path / name).read_bytes()
+            else:
+                if number not in self._open:
+                    self._open[number] = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
+                if isinstance(self._open[number], zipfile.ZipFile):
+                    content = self._open[number].read(name)
+                else:  # in a compressed tar forwards is cheap, backwards starts again
+                    self._open[number].fileobj.seek(offset)
+                    content = self._open[number].fileobj.read(size)
+            if len(content) != size:
+                raise EOFError(f"{len(content):,} of {size:,} bytes")
+            return content
+        except BROKEN as error:
+            raise UnreadableError(f"{name} in {path} cannot be read ({error}).") from error
+
+    def read_image(self, name: str, modes: Sequence[str] = ("RGB",)) -> dict[str, Any]:
+        """What an Image column takes: the bytes as they are, after Pillow has decoded them once."""
+        content = self.read(name)
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+                mode = image.mode
+        except (*BROKEN, Image.DecompressionBombError) as error:
+            raise UnreadableError(f"{name} is no readable image ({error or type(error).__name__}).") from error
+        if mode not in modes:
+            raise UnreadableError(f"{name} has the mode {mode}, expected {' or '.join(modes)}.")
+        return {"bytes": content, "path": PurePosixPath(name).name}
+
+    def size(self, item: Item) -> int:
+        """Bytes that a row will have, about."""
+        return item.size_bytes or sum(self.entries[name][1] for name in item.names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # another process opens its own
+
+
+def _folder(path: Path) -> Iterator[tuple[str, int, int]]:
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        yield file.relative_to(path).as_posix(), file.stat().st_size, 0
+
+
+def _archive(path: Path, known: Archive | None) -> Iterator[tuple[str, int, int]]:
+    with path.open("rb") as file:
+        head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
+    for start, what in NOT_ARCHIVES.items():
+        if head.startswith(start):
+            raise InputError(f"{path} is {what}, not an archive; fetch it again in a browser.")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                yield from ((e.filename, e.file_size, 0) for e in archive.infolist() if not e.is_dir())
+            return
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.isreg():
+                    yield member.name, member.size, member.offset_data
+                tar.members = []  # type: ignore[attr-defined]  # else a list of millions stays in memory
+            # tarfile takes a cut between two members for the end; a whole archive ends with empty blocks.
+            handle: Any = tar.fileobj
+            handle.seek(tar.offset)
+            if not handle.read(512):
+                raise tarfile.ReadError("the end is missing")
+    except BROKEN as error:
+        size = f"{path.stat().st_size:,} bytes" + (f" of {known.size_bytes:,}" if known and known.size_bytes else "")
+        raise InputError(f"{path} ({size}) is truncated, or no zip or tar archive; fetch it again.") from error
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the common part has to be told of a set.
+
+    Attributes:
+        archives: What is published, each looked for by its name; a folder without any of them is the unpacked set.
+        features: Columns of a configuration.
+        plan: What rows each split has, in their order, without reading a pixel.
+        row: One row, read; raises UnreadableError.
+        metadata: YAML of the card: licence, tags, pretty_name ...
+        text: Body of the card: source, columns, where the splits are from.
+    """
+
+    archives: Sequence[Archive]
+    configs: Sequence[Config]
+    features: Callable[[Config], datasets.Features]
+    plan: Callable[[Config, Files], dict[str, list[Item]]]
+    row: Callable[[Files, Item], dict[str, Any]]
+    metadata: dict[str, Any]
+    text: str
+    citation: str
+    homepage: str
+    how_to_get: str
+
+    def open(self, data_dir: str | None, manager: Any, accept: bool = False, exact: bool = False) -> Files:
+        """Find, check and list the archives; without data_dir they come from their addresses."""
+        if data_dir is None:
+            if not all(archive.url or archive.optional for archive in self.archives):
+                raise InputError(f"this set cannot be downloaded by itself: {self.how_to_get} Then pass data_dir.")
+            return Files([(Path(manager.download(a.url)), a) for a in self.archives if a.url], accept, exact)
+        path = Path(data_dir)
+        if not path.exists():
+            raise InputError(f"{path} does not exist. {self.how_to_get}")
+        if path.is_file():
+            known = [archive for archive in self.archives if archive.name == path.name or len(self.archives) == 1]
+            return Files([(path, known[0] if known else None)], accept, exact)
+        there = [archive for archive in self.archives if (path / archive.name).is_file()]
+        missing = [archive.name for archive in self.archives if not archive.optional and archive not in there]
+        if there and missing:
+            raise InputError(f"{path} lacks {', '.join(missing)}. {self.how_to_get}")
+        return Files([(path / archive.name, archive) for archive in there] or [(path, None)], accept, exact)
+
+    def info(self, config: Config) -> datasets.DatasetInfo:
+        """What `datasets` wants to know of a configuration."""
+        return datasets.DatasetInfo(
+            description=config.description,
+            features=self.features(config),
+            citation=self.citation,
+            homepage=self.homepage,
+            license=self.metadata.get("license_name", self.metadata["license"]),
+        )
+
+    def splits(self, config: Config, files: Files) -> dict[str, list[Item]]:
+        """The plan, checked: no split is empty, no key comes twice."""
+        plan = {split: items for split, items in self.plan(config, files).items() if items}
+        for split, items in plan.items():
+            twice = [key for key, times in Counter(item.key for item in items).items() if times > 1]
+            if twice:
+                raise InputError(f"{config.name}/{split} has the id {twice[0]} twice; keep one of them.")
+        if not plan:
+            raise InputError(f"{', '.join(map(str, files.paths))} holds nothing of this set. {self.how_to_get}")
+        return plan
+
+
+class FromRecipe:
+    """What the builders of all sets have in common; for a class that is a GeneratorBasedBuilder, too."""
+
+    RECIPE: Recipe
+    config: Any
+
+    def _info(self) -> datasets.DatasetInfo:
+        return self.RECIPE.info(self.config)
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        config = self.config
+        files = self.RECIPE.open(config.data_dir, dl_manager, config.accept_archive, config.exact)
+        generators = []
+        for split, items in self.RECIPE.splits(config, files).items():
+            batches = [items[i : i + 100] for i in range(0, len(items), 100)]  # a list is what num_proc divides
+            generators.append(datasets.SplitGenerator(split, gen_kwargs={"files": files, "batches": batches}))
+        return generators
+
+    def _generate_examples(self, files: Files, batches: list[list[Item]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for item in (item for batch in batches for item in batch):
+            yield item.key, self.RECIPE.row(files, item)
+
+
+class Job(NamedTuple):
+    """One shard to write; `part` is the key of its split in the state."""
+
+    part: str
+    number: int
+    target: Path
+    features: datasets.Features
+    items: list[Item]
+
+
+_shared: dict[str, Any] = {}
+
+
+def _share(path: Path) -> None:
+    _shared.update(pickle.loads(path.read_bytes()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Of a killed build the workers would wait for their next shard for ever."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+def _write_shard(job: Job) -> tuple[Job, dict[str, Any]]:
+    files, skipped = _shared["files"], []
+    row_bytes = sum(map(files.size, job.items)) // len(job.items) + 1
+    unfinished = job.target.with_name(f"{UNFINISHED}{os.getpid()}-{job.target.name}")
+    features = _without_pixels(job.features) if _shared["manifest"] else job.features
+    try:
+        batch = min(max(ROW_GROUP_BYTES // row_bytes, 1), 100)
+        with ParquetWriter(path=str(unfinished), features=features, writer_batch_size=batch) as writer:
+            for item in tqdm(job.items, job.target.name, leave=False, disable=None, unit="row"):
+                try:
+                    row = _shared["recipe"].row(files, item)
+                except UnreadableError as error:
+                    if not _shared["skip"]:
+                        raise
+                    skipped.append(str(error))
+                    continue
+                if _shared["manifest"]:
+                    digest = hashlib.sha256(b"".join(map(files.read, item.names))).hexdigest()
+                    row = {name: value for name, value in ({"sha256": digest} | row).items() if name in features}
+                writer.write(features.encode_example(row))
+            rows, num_bytes = writer.finalize()
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, job.target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return job, {"rows": rows, "num_bytes": num_bytes, "size": job.target.stat().st_size, "skipped": skipped}
+
+
+def _write_shards(jobs: list[Job], num_proc: int, folder: Path) -> Iterator[tuple[Job, dict[str, Any]]]:
+    if num_proc == 1:
+        yield from map(_write_shard, jobs)
+        return
+    # By a file, not by arguments: a long pickle into the pipe of a worker that failed to start would block for ever.
+    shared = folder / f"{UNFINISHED}{os.getpid()}"
+    shared.write_bytes(pickle.dumps(_shared))
+    with ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _share, (shared,)) as pool:
+        waiting = [pool.submit(_write_shard, job) for job in jobs]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            shared.unlink()
+
+
+def _without_pixels(features: datasets.Features) -> datasets.Features:
+    """The columns of a manifest: a SHA-256 of the row's files in place of what holds pixels."""
+    arrays, binary = (datasets.Image, datasets.Array2D, datasets.Array3D), ("binary", "large_binary")
+    heavy = [k for k, v in features.items() if isinstance(v, arrays) or getattr(v, "dtype", "") in binary]
+    kept = {name: feature for name, feature in features.items() if name not in heavy}
+    return datasets.Features({"sha256": datasets.Value("string")} | kept)
+
+
+def _cut(items: list[Item], files: Files, max_bytes: int) -> list[list[Item]]:
+    """Cut a split into pieces of at most max_bytes, the same ones every time; a larger row stands alone."""
+    shards: list[list[Item]] = [[]]
+    filled = 0
+    for item in items:
+        size = files.size(item)
+        if shards[-1] and filled + size > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(item)
+        filled += size
+    return shards
+
+
+def _save(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> None:
+    """Write the shards that are not there yet, then the card."""
+    manager = datasets.DownloadManager() if args.download else None
+    files = recipe.open(None if args.download else args.data_dir, manager, args.accept_archive, args.exact)
+    plans = [(config, recipe.splits(config, files)) for config in configs]
+    folder = Path(args.output_dir)
+    flags = [args.max_shard_mb, args.manifest_only, args.skip_unreadable]
+    script = hashlib.sha256(Path(sys.modules[recipe.plan.__module__].__file__ or "").read_bytes()).hexdigest()
+    made_of = [files.digests, flags, script, datasets.__version__]
+    state: dict[str, Any] = {"made_of": made_of, "parts": {}, "configs": {}}
+    if (folder / STATE).exists():
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if state["made_of"] != made_of:
+            raise InputError(f"{folder} holds shards of other files, flags or versions; choose another --output_dir.")
+    elif folder.exists() and any(not path.name.startswith(UNFINISHED) for path in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no build; choose another --output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(folder / STATE, json.dumps(state))
+    for leftover in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"*/{UNFINISHED}*")]:
+        leftover.unlink(missing_ok=True)
+    jobs: dict[Path, Job] = {}
+    for config, plan in plans:
+        features = recipe.features(config)
+        (folder / config.name).mkdir(exist_ok=True)
+        splits: dict[str, str] = {}
+        state["configs"][config.name] = {"splits": splits, "notes": files.notes}
+        for split, items in plan.items():
+            # Splits that are the same in two configurations are stored once; the card points both to them.
+            part = hashlib.sha256(json.dumps([features.to_dict(), items], default=str).encode()).hexdigest()
+            splits[split] = part
+            shards = _cut(items, files, int(args.max_shard_mb * 1e6))
+            new = {"where": f"{config.name}/{split}", "shards": [None] * len(shards)}
+            known = state["parts"].setdefault(part, new)
+            for number, (shard, record) in enumerate(zip(shards, known["shards"])):
+                target = folder / f"{known['where']}-{number:05d}-of-{len(shards):05d}.parquet"
+                if record is None or not target.exists() or target.stat().st_size != record["size"]:
+                    jobs.setdefault(target, Job(part, number, target, features, shard))
+    _save(folder / STATE, json.dumps(state))
+    _shared.update(recipe=recipe, files=files, manifest=args.manifest_only, skip=args.skip_unreadable)
+    if jobs:
+        written = _write_shards(list(jobs.values()), args.num_proc, folder)
+        for job, record in tqdm(written, "shards", len(jobs), disable=None):
+            state["parts"][job.part]["shards"][job.number] = record
+            _save(folder / STATE, json.dumps(state))
+    for config in configs:  # of configurations that share all their splits nothing is left
+        if not any((folder / config.name).iterdir()):
+            (folder / config.name).rmdir()
+    _save(folder / "README.md", card(recipe, state, args.manifest_only))
+    rows = sum(shard["rows"] for part in state["parts"].values() for shard in part["shards"] if shard)
+    _say(f"{folder}: {rows:,} rows stored, {len(jobs)} shards written now.")
+
+
+def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
+    """README.md: the metadata that the Hub and `load_dataset` read, then what a person wants to know."""
+    from datasets.info import DatasetInfosDict
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCardData
+
+    infos, places, table, notes = DatasetInfosDict(), MetadataConfigs(), [], []
+    for config in recipe.configs:
+        entry = state["configs"].get(config.name)
+        parts = {split: state["parts"][part] for split, part in entry["splits"].items()} if entry else {}
+        if not parts or any(shard is None for part in parts.values() for shard in part["shards"]):
+            continue
+        info = recipe.info(config)
+        info.features = _without_pixels(info.features) if manifest_only else info.features
+        info.splits, info.download_size, info.dataset_size = datasets.SplitDict(), 0, 0
+        for split, part in parts.items():
+            rows, num_bytes, size = (sum(r[key] for r in part["shards"]) for key in ("rows", "num_bytes", "size"))
+            info.splits.add(datasets.SplitInfo(split, num_bytes, rows))
+            info.download_size += size
+            info.dataset_size += num_bytes
+        infos[config.name] = info
+        data_files = [{"split": split, "path": f"{part['where']}-*.parquet"} for split, part in parts.items()]
+        places[config.name] = {"data_files": data_files} | ({} if len(places) else {"default": True})
+        counts = ", ".join(f"{split} {part.num_examples:,}" for split, part in info.splits.items())
+        table.append(f"| `{config.name}` | {counts} | {config.description} |")
+        notes += [note for note in entry["notes"] if note not in notes]
+        notes += [f"Left out: {text}" for part in parts.values() for r in part["shards"] for text in r["skipped"]]
+    data = DatasetCardData(**recipe.metadata)
+    infos.to_dataset_card_data(data)
+    places.to_dataset_card_data(data)
+    text = ["| configuration | rows | what it is |", "|---|---|---|", *table]
+    text += ["", "A manifest: SHA-256 sums stand in place of the pixels."] if manifest_only else []
+    text += ["", "## Not as published", "", *dict.fromkeys(f"- {note}" for note in notes)] if notes else []
+    licence = recipe.metadata.get("license_name", recipe.metadata["license"])
+    text += ["", f"Licence: {licence}. Homepage: {recipe.homepage}", "", "```bibtex", recipe.citation.strip(), "```"]
+    title = f"# {recipe.metadata['pretty_name']}"
+    return "\n".join(["---", data.to_yaml(), "---", "", title, "", recipe.text.strip(), "", *text, ""])
+
+
+def push(folder: Path, repo: str, private: bool) -> None:
+    """Upload the card and the shards as they are, in one commit; older shards of the same configurations go."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, repo_type="dataset", private=private or None, exist_ok=True)
+        if private and not api.dataset_info(repo).private:
+            raise InputError(f"{repo} exists and is public; make it private, or choose another name.")
+        shards = [f"{path.name}/*.parquet" for path in sorted(folder.iterdir()) if path.is_dir()]
+        wanted = ["README.md", *shards]
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, repo_type="dataset", allow_patterns=wanted, delete_patterns=shards
+        )
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PushError(f"{repo} was not pushed ({reason}); {folder} is whole: repeat the command.") from error
+
+
+def parse_args(recipe: Recipe, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, the same for every set."""
+    names = [config.name for config in recipe.configs]
+    parser = argparse.ArgumentParser(description=f"{recipe.metadata['pretty_name']}: raw files -> Parquet and card.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data_dir", help="the archive, a folder with the archives, or the unpacked set")
+    source.add_argument("--download", action="store_true", help="fetch the archives, where they have an address")
+    parser.add_argument("--output_dir", required=True, help="new folder, or one of an interrupted build to go on with")
+    parser.add_argument("--config", nargs="+", choices=names, default=names, help="configurations (default: all)")
+    parser.add_argument("--num_proc", type=int, default=1, help="shards written at a time")
+    parser.add_argument("--max_shard_mb", type=float, default=300, help="size of a shard in MB, by its source files")
+    parser.add_argument("--accept_archive", action="store_true", help="go on where checksum or counts are others")
+    parser.add_argument("--exact", action="store_true", help="refuse wrong counts even with --accept_archive")
+    parser.add_argument("--skip_unreadable", action="store_true", help="leave broken files out; the card names them")
+    parser.add_argument("--manifest_only", action="store_true", help="ids and SHA-256 sums in place of pixels")
+    parser.add_argument("--push_to_hub", metavar="REPO", help="owner/name of a dataset repository")
+    parser.add_argument("--private", action="store_true", help="make that repository private")
+    return parser.parse_args(argv)
+
+
+def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code: 0 done, 2 the input is at fault, 1 the Hub could not be reached."""
+    args = parse_args(recipe, argv)
+    try:
+        configs = [config for config in recipe.configs if config.name in args.config]
+        for config in recipe.configs if args.push_to_hub and not args.manifest_only else []:
+            forbidden = config.no_push or ("" if args.private else config.private_only)
+            # What an earlier call left in the folder would be pushed along.
+            if forbidden and (config in configs or (Path(args.output_dir) / config.name).exists()):
+                raise InputError(f"{config.name} must not be pushed: {forbidden}")
+        if args.num_proc < 1 or args.max_shard_mb <= 0:
+            raise InputError("--num_proc and --max_shard_mb have to be positive.")
+        build(recipe, args, configs)
+        if args.push_to_hub:
+            push(Path(args.output_dir), args.push_to_hub, args.private)
+    except (InputError, OSError) as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        return 2
+    except PushError as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on from here.")
+        return 130
+    return 0
+
+
+# --- common to all dataset scripts: end ---
+
+
+CLASSES = (
+    "agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral", "denseresidential", "forest",
+    "freeway", "golfcourse", "harbor", "intersection", "mediumresidential", "mobilehomepark", "overpass", "parkinglot",
+    "river", "runway", "sparseresidential", "storagetanks", "tenniscourt",
+)  # fmt: skip
+IMAGES_PER_CLASS = 100
+NAMES = tuple(f"{name}{number:02d}.tif" for name in CLASSES for number in range(IMAGES_PER_CLASS))
+IMAGE_PATH = re.compile(r"(?:^|/)([^/]+)/([^/]+\.tif)$", re.IGNORECASE)
+# MD5 of the three published lists, names joined by line feeds.
+SPLIT_MD5 = {
+    "train": "f2fb12eb2210cfb53f93f063a35ff374",
+    "validation": "11ecabfc52782e5ea6a9c7c0d263aca0",
+    "test": "046aff88472d8fc07c4678d03749e28d",
+}
+# Fraction and MD5 of the draw, in its order: of the authors' numbers, of our names.
+AUTHORS_DRAWS = {
+    "authors_1_percent": (0.01, "1cdf6c776ffb5f0854a7db5d89db549a"),
+    "authors_10_percent": (0.1, "12cf4611eec0b1f95b92c308a3b9c3b7"),
+}
+CLEAN_DRAWS = {
+    "clean_1_percent": (0.01, "06317492d9a2e81560ceab8f2ad4af45"),
+    "clean_10_percent": (0.1, "ddbde942ff8c2065ace6ef0f2baa1619"),
+}
+
+
+def _checked(values: Sequence[Any], md5: str, what: str) -> None:
+    found = hashlib.md5("\n".join(map(str, values)).encode()).hexdigest()
+    if found != md5:
+        raise RuntimeError(f"{what} came out with the MD5 {found}, not {md5}: the script or NumPy has changed.")
+
+
+def in_domain_splits() -> dict[str, list[str]]:
+    """The In-Domain splits, from the names alone, in the order of the published lists.
+
+    Returns:
+        1,260 names of train, 420 of validation (called val there) and 420 of test.
+
+    Source: Neumann et al. 2019 published the sub-splits 0-60, 60-80 and 80-100 % that TensorFlow Datasets made: names
+        in the order of a salted hash, stored in two shards, read from all shards in turn.
+    """
+    order = sorted(NAMES, key=lambda name: hashlib.md5(b"train" + name.encode()).digest())
+    shards = (order[: len(order) // 2], order[len(order) // 2 :])
+    starts = (0, len(order) // 2)
+    splits = {}
+    for split, (low, high) in zip(SPLIT_MD5, ((0.0, 0.6), (0.6, 0.8), (0.8, 1.0))):
+        a, b = round(len(order) * low), round(len(order) * high)
+        pieces = [shard[max(a - start, 0) : max(b - start, 0)] for shard, start in zip(shards, starts)]
+        splits[split] = _read_in_turn(pieces)
+        _checked(splits[split], SPLIT_MD5[split], f"the list of {split}")
+    return splits
+
+
+def _read_in_turn(pieces: Sequence[list[str]], block: int = 16) -> list[str]:
+    """Sixteen names of each piece, round and round; with at most 16 pieces, all take part from the start."""
+    longest = max(map(len, pieces))
+    return [name for i in range(0, longest, block) for piece in pieces for name in piece[i : i + block]]
+
+
+def authors_draw(fraction: float, md5: str) -> list[str]:
+    """The training part that the GFM authors draw: with repetition, from the training names in sorted order."""
+    names = sorted(in_domain_splits()["train"])
+    drawn = np.random.default_rng(42).choice(range(len(names)), int(fraction * len(names))).tolist()
+    _checked(drawn, md5, f"the draw of {fraction:.0%}")
+    return [names[i] for i in drawn]
+
+
+def clean_draw(fraction: float, md5: str) -> list[str]:
+    """A draw of the same size without repetition; the smaller one is part of the larger one."""
+    names = in_domain_splits()["train"]
+    order = sorted(names, key=lambda name: hashlib.md5(b"clean" + name.encode()).digest())
+    drawn = order[: int(fraction * len(names))]
+    _checked(drawn, md5, f"the clean draw of {fraction:.0%}")
+    return drawn
+
+
+def features(config: Config) -> datasets.Features:
+    """Columns: the picture in its own TIFF bytes, its class, its file name."""
+    label = datasets.ClassLabel(names=list(CLASSES))
+    return datasets.Features({"image": datasets.Image(), "label": label, "name": datasets.Value("string")})
+
+
+def plan(config: Config, files: Files) -> dict[str, list[Item]]:
+    """Join the names of each split with the files that are there."""
+    paths: dict[str, str] = {}
+    folders = set()
+    for path in files.entries:
+        match = IMAGE_PATH.search(path)
+        if not match or match[1].lower() not in CLASSES or "__MACOSX/" in path:
+            continue
+        name = match[2].lower()
+        if name[:-6] != match[1].lower():
+            raise InputError(f"{path} lies in the folder of another class; use the published archive.")
+        if name in paths:
+            raise InputError(f"{name} is there twice, as {paths[name]} and {path}; keep one of them.")
+        paths[name] = path
+        folders.add(match[1].lower())
+    missing = [name for name in CLASSES if name not in folders]
+    if missing:
+        raise InputError(f"the folder of {', '.join(missing)} is missing; {HOW_TO_GET}")
+    for class_name in CLASSES:
+        found = sum(name[:-6] == class_name for name in paths)
+        files.expect(f"images of {class_name}", found, IMAGES_PER_CLASS)
+    splits = in_domain_splits()
+    if config.name in AUTHORS_DRAWS:
+        splits["train"] = authors_draw(*AUTHORS_DRAWS[config.name])
+    elif config.name in CLEAN_DRAWS:
+        splits["train"] = clean_draw(*CLEAN_DRAWS[config.name])
+    return {split: _items(names, paths) for split, names in splits.items()}
+
+
+def _items(names: list[str], paths: dict[str, str]) -> list[Item]:
+    times: dict[str, int] = {}
+    items = []
+    for name in names:
+        times[name] = times.get(name, 0) + 1
+        if name in paths:  # else it was said and accepted that images are missing
+            key = name if times[name] == 1 else f"{name}#{times[name]}"
+            items.append(Item(key, (paths[name],), (name, CLASSES.index(name[:-6]))))
+    return items
+
+
+def row(files: Files, item: Item) -> dict[str, Any]:
+    """One picture."""
+    name, label = item.known
+    return {"image": files.read_image(item.names[0]), "label": label, "name": name}
+
+
+HOW_TO_GET = "Fetch UCMerced_LandUse.zip (332,468,434 bytes), or pass --download."
+RECIPE = Recipe(
+    archives=(
+        Archive(
+            "UCMerced_LandUse.zip",
+            sha256="06c539ef28703a58fb07bd2837991ac7c48b813b00bb12ac197efd813a18daeb",
+            md5="5b7ec56793786b6dc8a908e8854ac0e4",
+            size_bytes=332_468_434,
+            url="hf://datasets/torchgeo/ucmerced/UCMerced_LandUse.zip",
+        ),
+    ),
+    configs=(
+        Config(name="in_domain", description="The In-Domain splits, 60 / 20 / 20 %."),
+        Config(
+            name="authors_1_percent",
+            description="Training part as the GFM authors draw it: 12 rows, by chance without repetition.",
+        ),
+        Config(
+            name="authors_10_percent",
+            description="Training part as the GFM authors draw it: 126 rows with repetition, 118 pictures.",
+        ),
+        Config(name="clean_1_percent", description="12 training pictures without repetition."),
+        Config(name="clean_10_percent", description="126 training pictures without repetition."),
+    ),
+    features=features,
+    plan=plan,
+    row=row,
+    metadata={
+        "pretty_name": "UC Merced Land Use",
+        "license": "other",
+        "license_name": "public-domain",
+        "license_link": "http://weegee.vision.ucmerced.edu/datasets/landuse.html",
+        "task_categories": ["image-classification"],
+        "tags": ["geospatial", "remote-sensing", "aerial-imagery", "land-use"],
+        "size_categories": ["1K<n<10K"],
+    },
+    text="""
+21 land-use classes, 100 aerial pictures each, cut by Yang and Newsam from the USGS National Map Urban Area Imagery:
+red, green, blue, 8 bits, one foot (0.3 m) a pixel, 256 x 256 px; 44 of the 2,100 have other sizes.
+
+| column | what it is |
+|---|---|
+| `image` | the published TIFF, byte for byte |
+| `label` | class, in alphabetical order |
+| `name` | file name in the archive |
+
+**Splits.** `in_domain` has the lists of Neumann et al., "In-domain representation learning for remote sensing"
+(arXiv 1911.06721), name by name and in their order: 1,260 / 420 / 420. They are computed from the file names, and the
+MD5 sums of the published lists are checked. Classes are not balanced (46 to 76 training pictures each). Of the other
+configurations only the training part differs; validation and test are the same files. `authors_*` are the draws of the
+GFM code (NumPy's `default_rng(42).choice`, with repetition), `clean_*` draws of the same sizes without repetition: the
+training names by the MD5 of `clean` + name, from the front.
+
+**To know.** The GFM code evaluates on `validation` and does not read `test`. `airplane02.tif` (validation) shows the same
+picture as `airplane01.tif` (test). Twelve pictures cannot hold 21 classes: `clean_1_percent` has 7 of them.
+""",
+    citation="""
+@inproceedings{yang2010bag,
+  title = {Bag-of-visual-words and spatial extensions for land-use classification},
+  author = {Yang, Yi and Newsam, Shawn},
+  booktitle = {ACM SIGSPATIAL International Conference on Advances in Geographic Information Systems},
+  year = {2010},
+  doi = {10.1145/1869790.1869829}
+}
+""",
+    homepage="http://weegee.vision.ucmerced.edu/datasets/landuse.html",
+    how_to_get=HOW_TO_GET,
+)
+
+
+class UCMerced(FromRecipe, datasets.GeneratorBasedBuilder):
+    """The builder: the class for `datasets` 5, the loading script for 3.6."""
+
+    RECIPE = RECIPE
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = Config
+    BUILDER_CONFIGS = list(RECIPE.configs)
+    DEFAULT_CONFIG_NAME = "in_domain"
+    DEFAULT_WRITER_BATCH_SIZE = 100
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; `--help` lists its flags."""
+    return run(RECIPE, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -192,15 +192,17 @@ def check_number_of_ids(found: Survey) -> None:
     """
     if len(found.files) < 2:
         told = f"1 class, {found.ids[0]}" if found.files else "no class"
-        gaps = "; transparent pixels and NaN count as not labelled" if found.gaps else ""
-        raise ValueError(f"the masks hold {told}, and {IGNORE} to ignore; at least two classes are needed{gaps}.")
+        ignored = f"{IGNORE}, transparent pixels and NaN are" if found.gaps else f"{IGNORE} is"
+        raise ValueError(
+            f"the masks hold {told} ({ignored} ignored); at least two are needed, so check what they hold."
+        )
 
 
 def check_plausible(found: Survey) -> None:
     """Refuse values that are hardly ids, before each of them becomes a class.
 
-    That is: values in JPEG files unless they are two levels; values below 0 or above 254; more than 128 of them; and
-    values up to more than 20 of which most are missing, such as 0, 100, 200.
+    That is: values in JPEG files unless they are two levels; values below 0; more than 128 of them; and values up to
+    more than 20 of which most are missing, such as 0, 100, 200. Above 254 one of the last two is always true.
 
     Raises:
         ValueError: They are such values; the message names a mask and the ways out.
@@ -211,7 +213,7 @@ def check_plausible(found: Survey) -> None:
         name, why = found.files[found.ids[0]], f"holds {found.ids[0]}, but ids begin with 0 (and {IGNORE} is ignored)"
     elif found.mask_values == "ids" and found.lossy:
         name, why = found.lossy, f"is a JPEG, which changes values, and all masks hold {count} of them up to {largest}"
-    elif largest >= IGNORE or count > 128 or sparse:
+    elif count > 128 or sparse:
         name, why = found.files[largest], f"holds {largest}, and all masks {count} different values: hardly class ids"
     else:
         return

@@ -107,12 +107,11 @@ class Reading:
         Raises:
             ValueError: As `sample`.
         """
-        columns = [*self.image_columns, self.mask_column if self.target_column is None else self.target_column]
-        if self.task == "super_resolution" and self.target_column is None:
-            columns = list(self.image_columns)
+        other = self.target_column if self.task == "super_resolution" else self.mask_column
+        columns = [*self.image_columns, *([other] if other else [])]
         if rows.store.arrays.keys() & set(columns):  # all rows of such a column have one size: the first batch tells
             return
-        records = [rows.value(index, column) for column in columns]
+        records = [value for column in columns if isinstance(value := rows.value(index, column), Record)]
         if any(record.data is None and "://" in (record.path or "") for record in records):  # the header is far away
             return
         sizes = [_header_size(record) for record in records]
@@ -123,7 +122,7 @@ class Reading:
         """Tell whether these (height, width) of images and mask or target go together."""
         if self.task != "super_resolution":
             return len(set(sizes)) == 1
-        return min(sizes[0]) >= self.scale if self.target_column is None else _covers(*sizes, self.scale)
+        return min(sizes[0]) >= self.scale if self.target_column is None else _covers(sizes[0], sizes[1], self.scale)
 
     def mask(self, rows: Rows, index: int) -> Mask:
         """Decode one mask, bright masks still bright."""

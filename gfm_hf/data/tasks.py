@@ -245,7 +245,9 @@ def _check_choices(
     if label_names and num_labels not in (None, len(label_names)):
         raise ValueError(f"label_names are {len(label_names)} but num_labels is {num_labels}; leave num_labels out.")
     if label_names and len(label_names) < 2:
-        raise ValueError(f"label_names is {label_names[0]} alone but at least two classes are needed; background is one.")
+        raise ValueError(
+            f"label_names is {label_names[0]} alone but at least two classes are needed; background is one."
+        )
     if num_labels is not None and num_labels < 2:
         raise ValueError(f"num_labels is {num_labels} but at least two classes are needed; background is one.")
 
@@ -291,8 +293,8 @@ def _with_labels(
         part: rows.select([i for i, v in enumerate(_raw(rows)) if _labelled(v)]) for part, rows in found.parts.items()
     }
     several = any(isinstance(value, list | tuple) for rows in parts.values() for value in _raw(rows))
-    if several and found.label_names is None:
-        parts, names = _with_lists_of_ids(parts, names)
+    if several:
+        parts, names = _with_lists_of_ids(parts, names, declared=found.label_names is not None)
     values = [value for rows in parts.values() for value in _raw(rows)]
     flat = [one for value in values for one in value] if several else values
     names = names or found.label_names
@@ -317,9 +319,9 @@ def _with_labels(
 
 
 def _with_lists_of_ids(
-    parts: dict[str, Rows], names: tuple[str, ...] | None
+    parts: dict[str, Rows], names: tuple[str, ...] | None, declared: bool
 ) -> tuple[dict[str, Rows], tuple[str, ...] | None]:
-    """Check lists of labels, and turn multi-hot ones, [1, 0, 1], into ids, [0, 2]."""
+    """Check lists of labels, and turn multi-hot ones, [1, 0, 1], into ids, [0, 2]; `declared` lists hold ids."""
     lists = {
         f"row {row} of the {part} part": value
         for part, rows in parts.items()
@@ -328,30 +330,44 @@ def _with_lists_of_ids(
     for row, value in lists.items():
         if None in value:
             raise ValueError(f"the labels of {row} are {value}; take None out of the list, or leave the row out.")
-    # A list of ids names none of them twice, so one that does gives all of them away.
-    repeating = next((row for row, value in lists.items() if _repeats_number(value)), None)
-    lengths = {len(value) for value in lists.values()}
-    zeros_and_ones = all(one in (0, 1) for value in lists.values() for one in value)
-    if repeating is None:
-        if lengths == {2} and zeros_and_ones:
-            raise ValueError(
-                "all lists of labels are [0, 1] or [1, 0]: both classes, or multi-hot; store lists of ids, such as [0] "
-                "and [1], or single labels."
-            )
+    length = None if declared else _multi_hot_length(lists)
+    if length is None:
         return parts, names
-    if len(lengths) > 1 or not zeros_and_ones:
-        raise ValueError(
-            f"the labels of {repeating} are {lists[repeating]}, which repeats one and is no list of ids, and not all "
-            "lists are multi-hot, of 0 and 1 and equally long; store each id once."
-        )
-    (length,) = lengths
     if names and len(names) != length:
-        raise ValueError(f"lists of labels have {length} places but there are {len(names)} classes; correct either.")
-    ids = {
+        raise ValueError(
+            f"the labels are multi-hot lists of {length} but there are {len(names)} classes, {', '.join(names[:5])}"
+            f"{', ...' if len(names) > 5 else ''}; correct the lists or label_names."
+        )
+    parts = {
         part: replace(rows, labels=[np.flatnonzero(value).tolist() for value in _raw(rows)])
         for part, rows in parts.items()
     }
-    return ids, names or tuple(map(str, range(length)))
+    return parts, names or tuple(map(str, range(length)))
+
+
+def _multi_hot_length(lists: dict[str, Any]) -> int | None:
+    """Tell by what a list of ids never does, to repeat one, whether lists are multi-hot: their length, else None.
+
+    Args:
+        lists: Name of a row -> its labels.
+
+    Raises:
+        ValueError: A list repeats an id and they are not multi-hot, or lists of two may be either.
+    """
+    lengths = {len(value) for value in lists.values()}
+    alike = len(lengths) == 1 and all(one in (0, 1) for value in lists.values() for one in value)
+    row = next((row for row, value in lists.items() if _repeats_number(value)), None)
+    if row is None and alike and lengths == {2}:
+        raise ValueError(
+            "all lists of labels are [0, 1] or [1, 0], which is either multi-hot or both classes everywhere; store "
+            "lists of ids, such as [0] and [1], or one label per image."
+        )
+    if row is not None and not alike:
+        raise ValueError(
+            f"the labels of {row} are {lists[row]}: no ids, since one occurs twice, and not multi-hot either, since the "
+            "lists are not all of 0 and 1 and of one length; store each id once, or one place per class."
+        )
+    return None if row is None else lengths.pop()
 
 
 def _repeats_number(labels: Sequence[Any]) -> bool:

@@ -101,7 +101,8 @@ class TaskRun:
         self.model, self._optimizer = self.accelerator.prepare(model, optimizer)
         if self._resume_from:
             if self.folder.is_finished(self._resume_from):
-                del identity["data"]  # the scores alone may be missing, and a file have been mended for them
+                # The scores alone may be missing: a file may have been mended for them, and any number may compute them.
+                del identity["data"], identity["global_batch_size"]
             self.progress = self.folder.load_checkpoint(self._resume_from, identity)
             self._best.read(self._resume_from)
         self.folder.cut_log(self.progress["step"])

@@ -1,3 +1,4 @@
+import io
 import pickle
 
 import datasets
@@ -17,6 +18,12 @@ IMAGES = [picture(i) for i in range(20)]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def jpeg(pixels, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
 
 
 def names(split):
@@ -126,6 +133,57 @@ def test_several_labels(tmp_path):
     assert len(open_task("classification", parquet=path, train_fraction=0.5).train) == 3
 
 
+ONE_HOT = [[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize("kind", ["int64", "float32", "bool"])
+def test_multi_hot_lists_are_no_ids(tmp_path, kind):
+    feature = {"label": datasets.List(datasets.Value(kind))}
+    path = parquet(tmp_path / "x.parquet", feature, image=IMAGES[:12], label=ONE_HOT * 3)
+    data = open_task("classification", parquet=path)
+    assert data.problem_type == "multi_label_classification" and data.label_names == ("0", "1", "2")
+    parts = [data.train, data.validation, data.test]
+    found = {int(row): part.labels[i].tolist() for part in parts for i, row in enumerate(part.rows.positions)}
+    assert [found[row] for row in range(12)] == ONE_HOT * 3
+    assert open_task("classification", parquet=path, label_names=["a", "b", "c"]).label_names == ("a", "b", "c")
+    with pytest.raises(ValueError, match="multi-hot lists of 3 but there are 2 classes, a, b;"):
+        open_task("classification", parquet=path, label_names=["a", "b"])
+
+
+def test_lists_that_repeat_nothing_are_ids(tmp_path):
+    def found(labels, feature=None):
+        path = parquet(tmp_path / "x.parquet", feature, image=IMAGES[: len(labels)], labels=labels)
+        data = open_task("classification", parquet=path)
+        return data.label_names, {tuple(row) for row in data.train.labels.tolist()}
+
+    assert found([[0], [1]] * 5) == (("0", "1"), {(1, 0), (0, 1)})
+    assert found([[0, 1], [1, 2]] * 5) == (("0", "1", "2"), {(1, 1, 0), (0, 1, 1)})
+    assert found([[0, 1], []] * 5) == (("0", "1"), {(1, 1), (0, 0)})
+    assert found([[1, 1], [0, 1]] * 5) == (("0", "1"), {(1, 1), (0, 1)})  # two places, since one list repeats
+    # Where names say that numbers are ids, or labels are names, one may stand for several objects.
+    declared = {"labels": datasets.List(datasets.ClassLabel(names=["a", "b", "c"]))}
+    assert found([[0, 0, 1], [1, 1, 1]] * 5, declared) == (("a", "b", "c"), {(1, 1, 0), (0, 1, 0)})
+    assert found([["sea", "sea"], ["land"]] * 5) == (("land", "sea"), {(0, 1), (1, 0)})
+
+
+@pytest.mark.parametrize(
+    "labels, feature, message",
+    [
+        ([[0, 2], [3, 3]] * 3, None, r"labels of row 1 of the train part are \[3, 3\]: no ids"),
+        ([[0, 1], [0, 1, 1]] * 3, None, r"labels of row 1 of the train part are \[0, 1, 1\]: no ids"),
+        ([[0, 1], [1, 0]] * 3, None, "either multi-hot or both classes"),
+        ([[0, 1], [2, None]] * 3, None, r"labels of row 1 of the train part are \[2, None\]; take None out"),
+        ([["a"], ["b", None]] * 3, None, "labels of row 1 of the train part"),
+        ([[0], [1, None]] * 3, datasets.ClassLabel(names=["a", "b"]), "labels of row 1 of the train part"),
+    ],
+)
+def test_lists_that_mean_nothing_are_named(tmp_path, labels, feature, message):
+    features = {"labels": datasets.List(feature)} if feature else None
+    path = parquet(tmp_path / "x.parquet", features, image=IMAGES[:6], labels=labels)
+    with pytest.raises(ValueError, match=message):
+        open_task("classification", parquet=path)
+
+
 @pytest.mark.parametrize(
     "labels, settings, message",
     [
@@ -134,6 +192,7 @@ def test_several_labels(tmp_path):
         (["a", "b"] * 5, {"label_names": ["a", "c"]}, "has the label 'b' but the 2 classes are a, c"),
         ([0, 1] * 5, {"label_names": ["a", "c"], "num_labels": 3}, "label_names are 2 but num_labels is 3"),
         ([0, 1] * 5, {"num_labels": 1}, "at least two classes"),
+        ([0, 1] * 5, {"label_names": ["roof"]}, "label_names is roof alone but at least two classes"),
         ([0, 1] * 5, {"validation_fraction": 0.6, "test_fraction": 0.5}, "leave nothing to train on"),
         ([0, 1] * 5, {"validation_fraction": 0}, "no validation part"),
         ([0, 1] * 5, {"train_fraction": 0}, "train_fraction is 0"),
@@ -207,18 +266,50 @@ def test_pairs_and_bright_masks(tmp_path):
 def test_maps_without_a_survey_are_checked_when_read(tmp_path):
     mask_folder(tmp_path, 4)
     data = open_task("segmentation", tmp_path, mask_values="ids", num_labels=2)
-    with pytest.raises(ValueError, match=r"mask mask/00\d.png holds the id 2"):
+    with pytest.raises(ValueError, match=r"mask mask/00\d.png holds the id 2 .* correct the mask or --num_labels"):
         data.train[0]
+    pairs = mask_folder(tmp_path / "pairs", 4, ("image1", "image2"))
+    with pytest.raises(ValueError, match="holds the id 2 .* correct the mask, or pass"):  # there is no such flag
+        open_task("change", pairs, mask_values="ids").train[0]
     assert open_task("segmentation", tmp_path, label_names=["a", "b", "c", "d"]).num_labels == 4
-    binary = open_task("segmentation", tmp_path, mask_values="binary")
-    assert binary.num_labels == 2 and not binary.train[0].label_map.any()
+    with pytest.raises(ValueError, match=r"mask mask/000.png holds 2 and .*--mask_values ids .*--mask_threshold 1"):
+        open_task("segmentation", tmp_path, mask_values="binary")
+    write(tmp_path, **{"mask/003.png": png(np.full((16, 16), 128, np.uint8))})
+    assert open_task("segmentation", tmp_path, mask_values="binary").num_labels == 2
+
+
+@pytest.mark.parametrize("levels, told", [(256, "holds 255|holds 254"), (65536, r"holds 65\d\d\d")])
+def test_levels_do_not_become_classes(tmp_path, levels, told):
+    mask_folder(tmp_path, 5, classes=2)
+    noise = np.random.default_rng(0).integers(0, levels, (16, 16)).astype(np.uint16)
+    write(tmp_path, **{"mask/002.png": png(noise)})
+    with pytest.raises(ValueError, match=f"mask mask/002.png ({told}).*--num_labels"):
+        open_task("segmentation", tmp_path)
+    assert open_task("segmentation", tmp_path, num_labels=levels).num_labels == levels
+    write(tmp_path, **{"mask/002.png": jpeg(noise.astype(np.uint8) % 2)})
+    with pytest.raises(ValueError, match="mask mask/002.png is a JPEG"):
+        open_task("segmentation", tmp_path)
+
+
+def test_transparent_pixels_of_masks_are_ignored(tmp_path):
+    mask_folder(tmp_path, 5)
+    alpha = np.full((16, 16), 255, np.uint8)
+    alpha[:4] = 0
+    for bright in (False, True):
+        for i in range(5):
+            ids = np.random.default_rng(i).integers(0, 2, (16, 16)).astype(np.uint8)
+            write(tmp_path, **{f"mask/{i:03d}.png": png(np.dstack([ids * (255 if bright else 1)] * 3 + [alpha]))})
+        data = open_task("segmentation", tmp_path)
+        assert data.num_labels == 2 and data.train.reading.mask_values == ("binary" if bright else "ids")
+        label_map = data.train[0].label_map
+        assert (label_map[:4] == 255).all() and set(np.unique(label_map[4:])) == {0, 1}
 
 
 def test_masks_in_colour_need_a_reader(tmp_path):
     mask_folder(tmp_path, 5)
     for i in range(5):
         write(tmp_path, **{f"mask/{i:03d}.png": picture(i)})
-    with pytest.raises(ValueError, match=r"mask/000.png is in colour .* mask_reader"):
+    with pytest.raises(ValueError, match=r"mask/000.png is in colour .* --palette"):
         open_task("segmentation", tmp_path)
 
     def red_half(picture, name):
@@ -230,7 +321,7 @@ def test_masks_in_colour_need_a_reader(tmp_path):
     # What a reader gives are ids: 0 and 255 alone are background and nothing known.
     with pytest.raises(ValueError, match="masks hold 1 class, 0"):
         open_task("segmentation", tmp_path, mask_reader=lambda picture, name: np.asarray(picture)[..., 0] // 128 * 255)
-    with pytest.raises(ValueError, match="two answers"):
+    with pytest.raises(ValueError, match="--do_reduce_labels.* two answers"):
         open_task("segmentation", tmp_path, mask_reader=red_half, mask_values="ids")
 
 
@@ -254,15 +345,93 @@ def broken(folder, **files):
 def test_bad_files_are_named(tmp_path, task, files, message):
     columns = ("image1", "image2") if task == "change" else ("image",)
     folder = broken(mask_folder(tmp_path, 5, columns, classes=2), **files)
-    data = open_task(task, folder, mask_values="ids", num_labels=2)
     with pytest.raises(ValueError, match=message) as caught:
-        data.train[0]
+        open_task(task, folder, mask_values="ids", num_labels=2)
     assert type(caught.value) is ValueError  # others do not survive the way out of a worker
+
+
+def parts_folder(folder, columns=("image", "mask"), classes=2):
+    """Two rows in each part; "mask" is a mask, all else are images."""
+    for part in ("train", "val", "test"):
+        for i in range(2):
+            files = {c: mask(i, classes) if c == "mask" else picture(i) for c in columns}
+            write(folder, **{f"{part}/{column}/{i}.png": data for column, data in files.items()})
+    return folder
+
+
+IDS = {"mask_values": "ids", "num_labels": 2}
+SIZES = [
+    ("segmentation", ("image", "mask"), "mask", IDS, r"mask mask/1.png is 15 x 16 px but its image 16 x 16 px"),
+    ("change", ("image1", "image2", "mask"), "image2", {}, r"pair image1/1.png is 16 x 16 px before and 15 x 16 px"),
+    ("change", ("image1", "image2", "mask"), "mask", {"mask_values": "ids"}, "mask mask/1.png is 15 x 16 px"),
+    ("super_resolution", ("image", "target"), "target", {"scale": 1}, "target target/1.png is 15 x 16 px but 1 times"),
+]
+
+
+@pytest.mark.parametrize("task, columns, column, settings, message", SIZES)
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_sizes_of_late_parts_are_known_at_once(tmp_path, monkeypatch, part, task, columns, column, settings, message):
+    folder = parts_folder(tmp_path, columns)
+    data = open_task(task, folder, **settings)
+    assert len(data.test) == 2
+    write(folder, **{f"{part}/{column}/1.png": mask(1, 2, 15) if column == "mask" else picture(1, 15)})
+    with pytest.raises(ValueError, match=message):
+        open_task(task, folder, **settings)
+
+
+def test_sizes_are_read_from_headers_alone(tmp_path, monkeypatch):
+    folder = parts_folder(tmp_path)
+    monkeypatch.setattr("gfm_hf.data.reading.decode", None)
+    monkeypatch.setattr("gfm_hf.data.reading.open_mask", None)
+    open_task("segmentation", folder, **IDS)
+    write(folder, **{"train/mask/1.png": mask(1, 2, 15)})
+    open_task("segmentation", folder, **IDS)  # the first epoch tells
+    monkeypatch.undo()
+    for settings in ({"num_labels": 2}, {"mask_values": "ids"}):  # where all masks are read anyway, training too
+        with pytest.raises(ValueError, match=r"mask mask/1.png is 15 x 16 px but its image 16 x 16 px"):
+            open_task("segmentation", folder, **settings)
+
+
+def test_what_has_no_header_is_left_to_the_reader(tmp_path):
+    folder = parts_folder(tmp_path, ("image", "target"))
+    write(folder, **{"val/image/1.png": b"<html>", "val/target/1.png": b"<html>"})
+    with pytest.raises(ValueError, match="image image/1.png cannot be read: an HTML page"):
+        open_task("super_resolution", folder, scale=1)
+
+
+def test_sizes_of_turned_pictures_and_of_rasters(tmp_path, monkeypatch):
+    turned = Image.Exif()
+    turned[0x112] = 6
+    for part in ("train", "val"):
+        for i in range(2):
+            write(tmp_path / "phone" / part, **{
+                f"image/{i}.jpg": jpeg(np.zeros((12, 16, 3), np.uint8), exif=turned), f"mask/{i}.png": mask(i, 2, 16, 12)
+            })  # fmt: skip
+            pixels = np.zeros((16, 12, 5), np.uint16)
+            files = {"image": raster_bytes(pixels), "mask": raster_bytes(np.ones((16, 12 - i, 1), np.int32))}
+            write(tmp_path / "raster" / part, **{f"{column}/{i}.tif": data for column, data in files.items()})
+    assert open_task("segmentation", tmp_path / "phone", **IDS).validation[0].images[0].shape == (16, 12, 3)
+    for i in range(2):
+        write(tmp_path / "phone" / "val", **{f"mask/{i}.png": mask(i, 2, 12, 16)})
+    with pytest.raises(ValueError, match="mask mask/0.png is 12 x 16 px but its image 16 x 12 px"):
+        open_task("segmentation", tmp_path / "phone", **IDS)
+    with pytest.raises(ValueError, match="mask mask/1.tif is 16 x 11 px but its image 16 x 12 px"):
+        open_task("segmentation", tmp_path / "raster", num_channels=5, **IDS)
+    write(tmp_path / "raster" / "val", **{"mask/1.tif": raster_bytes(np.ones((16, 12, 1), np.int32))})
+    monkeypatch.setattr("gfm_hf.data.reading.decode", None)  # no pixel is needed
+    open_task("segmentation", tmp_path / "raster", num_channels=5, **IDS)
+
+
+def test_sizes_inside_tables(tmp_path):
+    columns = {"image": IMAGES[:6], "mask": [mask(i, 2) for i in range(5)] + [mask(5, 2, 15)]}
+    parquet(tmp_path / "x.parquet", **columns, split=["train"] * 4 + ["val", "test"])
+    with pytest.raises(ValueError, match="mask row 5 is 15 x 16 px but its image 16 x 16 px"):
+        open_task("segmentation", parquet=tmp_path / "x.parquet", **IDS)
 
 
 def test_masks_that_teach_nothing_are_refused(tmp_path):
     folder = broken(mask_folder(tmp_path, 5), mask=png(np.full((16, 16), 255, np.uint8)))
-    with pytest.raises(ValueError, match="masks hold 0 class, none"):
+    with pytest.raises(ValueError, match="masks hold no class"):
         open_task("segmentation", folder)
     broken(folder, mask=png(np.full((16, 16), 3, np.uint8)))
     with pytest.raises(ValueError, match="masks hold 1 class, 3"):
@@ -320,6 +489,13 @@ def test_arrays_of_columns(tmp_path):
 # Super-resolution
 
 
+def test_pairs_of_arrays(tmp_path):
+    features = {"image": datasets.Array3D((3, 4, 5), "uint8"), "target": datasets.Array3D((3, 8, 10), "uint8")}
+    low, high = (np.zeros((5, 3, side, side // 4 * 5), np.uint8).tolist() for side in (4, 8))
+    data = open_task("super_resolution", parquet=parquet(tmp_path / "x.parquet", features, image=low, target=high))
+    assert data.scale == 2 and data.test[0].target.shape == (8, 10, 3)
+
+
 def test_targets_are_lowered_where_there_is_no_low_image(tmp_path):
     for i in range(5):
         write(tmp_path, **{f"image/{i}.png": picture(i, 19, 16)})
@@ -332,10 +508,10 @@ def test_targets_are_lowered_where_there_is_no_low_image(tmp_path):
     difference = sample.images[0].astype(int) - expected
     assert np.abs(difference).max() <= 1 and np.abs(difference).mean() < 0.2  # rounded, not cut off
     for scale in (None, 1, 0):
-        with pytest.raises(ValueError, match="pass --scale 2 or 4"):
+        with pytest.raises(ValueError, match="pass --scale 2, 3 or 4"):
             open_task("super_resolution", tmp_path, scale=scale)
     with pytest.raises(ValueError, match="too small to be lowered by 20"):
-        open_task("super_resolution", tmp_path, scale=20).train[0]
+        open_task("super_resolution", tmp_path, scale=20)
 
 
 def test_pairs_of_two_resolutions(tmp_path):
@@ -347,7 +523,7 @@ def test_pairs_of_two_resolutions(tmp_path):
     full = np.asarray(Image.open(tmp_path / "target" / sample.name[6:]))
     assert np.array_equal(sample.target, full[:32])  # two rows too many are less than a low-resolution pixel
     with pytest.raises(ValueError, match=r"target target/\d.png is 34 x 36 px but 3 times its image is 24 x 27 px"):
-        open_task("super_resolution", tmp_path, scale=3).train[0]
+        open_task("super_resolution", tmp_path, scale=3)
 
 
 # Passing on

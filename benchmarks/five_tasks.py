@@ -431,6 +431,11 @@ def table(results: dict[tuple[str, str, int], dict[str, Any]]) -> str:
             number = f" ({len(scores)})" if len(scores) < most else ""
             cells.append(f"{scores.mean():.{digits}f}{spread}{number}" if len(scores) else "-")
         rows.append(f"| {task.title} | {trivial:.{digits}f} | {' | '.join(cells)} |")
+        if task.trivial is None:
+            found = [np.array([line["scores"]["ssim"] for line in group]) for group in groups]
+            plain = np.mean([line["scores"]["bicubic_ssim"] for group in groups for line in group])
+            told = [f"{one.mean():.4f}" if len(one) else "-" for one in found]
+            rows.append(f"| - SSIM | {plain:.4f} | {' | '.join(told)} |")
         if task.pairs:
             ends = [interval(group) if group else None for group in groups]
             told = [f"{task.factor * e[0]:.1f} to {task.factor * e[1]:.1f}" if e else "-" for e in ends]

@@ -93,7 +93,7 @@ class GFMConfig(SwinConfig):
     auxiliary_loss_weight: float | int = 0.4
     auxiliary_channels: int = 256
     semantic_loss_ignore_index: int = 255
-    class_weights: list[float] | tuple[float, ...] | None = None
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
     dice_loss_weight: float | int = 0.0
     change_fusion: str = "difference"
     upscale: int = 4

@@ -75,11 +75,13 @@ def test_majority_class_everywhere_and_ignored_pixels_nowhere():
 
 def test_table_has_mean_and_sample_deviation_and_says_what_is_missing():
     results = by_key(line(score=0.5), line(seed=1, score=0.6), line(model="random", score=0.4))
-    results |= by_key(line("sr_ucmerced", score=23.5678), line("sr_ucmerced", seed=1, score=23.5678))
+    scores = {"ssim": 0.61, "bicubic_ssim": 0.57}
+    results |= by_key(*(line("sr_ucmerced", seed=seed, score=23.5678, scores=scores) for seed in (0, 1)))
     rows = five_tasks.table(results).splitlines()
     assert rows[0] == "| task | trivial | gfm | random |"
     assert rows[2] == f"| {TASKS['roads'].title} | 25.0 | 55.0 ± 7.1 | 40.0 (1) |"
     assert rows[3] == f"| {TASKS['sr_ucmerced'].title} | 0.25 | 23.57 ± 0.00 | - |"
+    assert rows[4] == "| - SSIM | 0.5700 | 0.6100 | - |"
     assert five_tasks.table({}).startswith("| task | trivial |")
 
 

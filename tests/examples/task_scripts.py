@@ -1,8 +1,9 @@
 """A fine-tuning script as a person calls it, and the tiny backbone it starts from."""
 
 import json
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState
 
@@ -32,6 +33,61 @@ class TaskScript:
         """What the script gives to Python."""
         AcceleratorState._reset_state(True)
         return self.script.run(self.script.parse_args(self.argv(output, **flags)))
+
+    def prepared(self, output, **flags):
+        """What a run would train with, caught where training would begin: model, optimizer, loader, schedule."""
+        caught = SimpleNamespace()
+
+        class Caught(self.script.TaskRun):
+            def prepare(self, model, processor, data, optimizer, *more, **about):
+                caught.model, caught.optimizer = model, optimizer
+                super().prepare(model, processor, data, optimizer, *more, **about)
+
+            def train(self, loader, plan, schedule, *more):
+                caught.loader, caught.schedule = loader, schedule
+                return False
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.script, "TaskRun", Caught)
+            assert self.call(output, **flags) == {}  # the script ends there, as after a signal
+        return caught
+
+
+# Flags that every script has, none with its default value, and where they have to arrive.
+SHARED_FLAGS = {
+    "image_size": 12,
+    "window_size": 2,
+    "drop_path_rate": 0.25,
+    "gradient_checkpointing": True,
+    "layer_decay": 0.5,
+    "weight_decay": 0.02,
+}
+
+
+def check_shared_flags(caught):
+    """Where `SHARED_FLAGS` arrive, in a run with the backbone below: patch embedding, two blocks, what is behind."""
+    config, blocks = caught.model.config, [stage.blocks[0] for stage in caught.model.swin.encoder.layers]
+    assert (config.image_size, config.window_size, config.drop_path_rate) == (12, 2, 0.25)
+    assert caught.loader.dataset.augmentation.image_size == 12
+    assert [block.drop_path.drop_prob for block in blocks[1:]] == [0.25]
+    assert all(block.window_size == 2 and block.gradient_checkpointing for block in blocks)
+    groups = {group["name"]: group for group in caught.optimizer.param_groups}
+    for level, scale in enumerate((0.125, 0.25, 0.5, 1)):
+        decayed, undecayed = groups[f"layer_{level}_decay"], groups[f"layer_{level}_no_decay"]
+        assert decayed["lr_scale"] == undecayed["lr_scale"] == scale
+        assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.02, 0)
+
+
+def write_constant_model(folder, model_class, backbone, answer, **config):
+    """A trained model of two classes that gives the same one whatever it sees."""
+    model = model_class.from_pretrained(backbone, num_labels=2, **config)
+    last = model.classifier if hasattr(model, "classifier") else model.decode_head.main.classifier
+    torch.nn.init.zeros_(last.weight)
+    with torch.no_grad():
+        last.bias.copy_(torch.eye(2)[answer])
+    model.save_pretrained(folder)
+    GFMImageProcessor.from_pretrained(backbone).save_pretrained(folder)
+    return folder
 
 
 def results(output):

@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 import run_change_detection as script
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
-from task_scripts import TaskScript, results, write_backbone
+from task_scripts import (
+    SHARED_FLAGS,
+    TaskScript,
+    check_shared_flags,
+    results,
+    write_backbone,
+    write_constant_model,
+)
 from transformers import AutoImageProcessor
 
 from gfm_hf import GFMForChangeDetection
+from gfm_hf.model.losses_gfm import segmentation_loss
 
 
 TASK = TaskScript(
@@ -110,6 +119,67 @@ def test_runs_can_be_called_from_python(pairs, backbone, tmp_path):
         found.append(TASK.call(tmp_path / name, **flags))
     assert found[0]["scores"] == found[1]["scores"] != found[2]["scores"]
     assert found[0]["steps"] == 8 and found[2]["seed"] == 1
+
+
+FLAGS = {"decoder_channels": 12, "class_weights": [1, 3], "dice_loss_weight": 0.5, "crop_scale": 0.75}
+
+
+@pytest.mark.parametrize("optimizer, fusion", [("sgd", "concat"), ("adamw", "difference")])
+def test_flags_arrive(pairs, backbone, tmp_path, optimizer, fusion):
+    flags = {"model_name_or_path": backbone, "data_dir": pairs, **SHARED_FLAGS, **FLAGS, "optimizer": optimizer}
+    caught = TASK.prepared(tmp_path, **flags, change_fusion=fusion, momentum=0.7, power=3, min_learning_rate=0.001)
+    check_shared_flags(caught)
+    assert caught.loader.dataset.augmentation.scale == (0.75, 1)
+    assert caught.optimizer.defaults.get("momentum") == (0.7 if optimizer == "sgd" else None)
+    schedule = caught.schedule
+    assert (schedule.peak, schedule.floor, schedule.power, schedule.total_steps) == (0.01, 0.001, 3, 4)
+    model = caught.model.eval()
+    assert model.config.decoder_channels == 12 and model.decode_head.main.classifier.in_channels == 12
+    # Change weighs three times as much, and half of the Dice term is added.
+    pixel_values, labels = torch.randn(2, 2, 3, 16, 16), torch.randint(0, 2, (2, 16, 16))
+    with torch.no_grad():
+        found, swapped = model(pixel_values=pixel_values, labels=labels), model(pixel_values=pixel_values.flip(1))
+    expected = segmentation_loss(found.logits, labels, 255, [1, 3], 0.5)
+    torch.testing.assert_close(found.loss, expected)
+    assert abs(expected - segmentation_loss(found.logits, labels)) > 0.01
+    # The absolute difference does not know which date came first.
+    assert torch.allclose(swapped.logits, found.logits, atol=1e-6) == (fusion == "difference")
+
+
+def test_validation_chooses_and_the_test_part_is_told(backbone, tmp_path):
+    """A model that finds change in every pixel: right in all of one part, in half of the other."""
+    for part, changed in (("train", 20), ("validation", 40), ("test", 20)):
+        folder = write_pairs(tmp_path / "pairs" / part, count=4)
+        mask = np.zeros((40, 36), np.uint8)
+        mask[:changed] = 1
+        _replace(folder, "mask", mask)
+    model = write_constant_model(tmp_path / "model", GFMForChangeDetection, backbone, answer=1, decoder_channels=8)
+    still = {"learning_rate": 0, "min_learning_rate": 0, "max_train_steps": 1, "mask_values": "ids"}
+    found = TASK.call(tmp_path / "run", model_name_or_path=model, data_dir=tmp_path / "pairs", **still)
+    assert (found["scores"]["precision"], found["scores"]["recall"]) == (0.5, 1)
+    told = results(tmp_path / "run")
+    assert told["eval_f1"] == 1 and told["test_f1"] == pytest.approx(2 / 3)
+
+
+def test_pixels_without_data_are_ignored_whichever_date_lacks_them(backbone, tmp_path):
+    """Plain dates of value 200 that lack some rows each; a resize mixes no false values into the rest."""
+    folder = write_pairs(tmp_path / "pairs", count=8)
+    for column, rows in (("image1", slice(0, 11)), ("image2", slice(29, 40))):
+        pixels = np.full((40, 36, 3), 200, np.uint8)
+        pixels[rows] = 7
+        _replace(folder, column, pixels)
+    labels, values = {}, {}
+    for nodata in (None, 7):
+        args = script.parse_args(argv(tmp_path, model_name_or_path=backbone, data_dir=folder, nodata=nodata))
+        processor = script.load_mask_processor(args)
+        data = script.open_data(args, processor, 3, (0, 1, 2))
+        batch = next(iter(script.evaluation_loader(args, data.validation, processor, Accelerator(cpu=True))))
+        labels[nodata], values[nodata] = batch["labels"], processor.denormalize(batch["pixel_values"])
+    # 40 x 36 px became 32 x 32.
+    assert (labels[7][:, :8] == 255).all() and (labels[7][:, 24:] == 255).all() and (labels[None] != 255).all()
+    assert torch.equal(labels[7][:, 10:22], labels[None][:, 10:22])
+    known = (labels[7] != 255)[:, None, None].expand_as(values[7])
+    torch.testing.assert_close(values[7][known], torch.full_like(values[7][known], 200 / 255))
 
 
 @pytest.mark.parametrize(

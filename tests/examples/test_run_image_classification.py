@@ -13,10 +13,18 @@ import run_image_classification as script
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from task_scripts import TaskScript, results, write_backbone
+from task_scripts import (
+    SHARED_FLAGS,
+    TaskScript,
+    check_shared_flags,
+    results,
+    write_backbone,
+    write_constant_model,
+)
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from gfm_hf import GFMConfig, GFMForImageClassification
+from gfm_hf.data.mixing import Mixing
 
 
 TASK = TaskScript(
@@ -50,6 +58,45 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
     return write_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+def test_defaults_are_the_protocol():
+    args = script.parse_args(["--model_name_or_path", "x", "--output_dir", "y"])
+    rates = ("learning_rate", "warmup_learning_rate", "min_learning_rate", "warmup_ratio")
+    assert [getattr(args, name) for name in rates] == [1e-4, 1e-7, 1e-5, 0.2]
+    assert (args.num_train_epochs, args.per_device_train_batch_size, args.max_train_steps) == (100, 128, None)
+    assert (args.layer_decay, args.weight_decay, args.drop_path_rate, args.max_grad_norm) == (0.9, 0.05, 0.1, 5.0)
+    assert (args.mixup_alpha, args.cutmix_alpha, args.label_smoothing, args.crop_scale) == (0.8, 1.0, 0.1, 0.67)
+    # After every epoch, to the end, without repetition, and with the rates that the paper writes.
+    assert (args.eval_steps, args.early_stopping_patience, args.train_fraction) == (None, None, 1)
+    assert not (args.authors_quirks or args.authors_subset or args.freeze_backbone or args.lora_r)
+
+
+def test_flags_arrive(images, backbone, tmp_path):
+    flags = {"model_name_or_path": backbone, "data_dir": images, **SHARED_FLAGS, "crop_scale": 0.9}
+    mixing = {"mixup_alpha": 0.3, "cutmix_alpha": 0.6, "label_smoothing": 0.2}
+    caught = TASK.prepared(tmp_path / "one", **flags, **mixing, authors_quirks=True)
+    check_shared_flags(caught)
+    assert caught.loader.dataset.augmentation.scale == (0.9, 1)
+    assert caught.loader.collate_fn.mixing == Mixing(**mixing)
+    config = caught.model.config
+    assert (config.num_labels, config.problem_type) == (3, "single_label_classification")
+    quirks, plain = caught.schedule, TASK.prepared(tmp_path / "two", **flags).schedule
+    assert quirks.learning_rate(1) == quirks.learning_rate(0) and plain.learning_rate(1) != plain.learning_rate(0)
+    assert quirks.learning_rate(0, 0.5) == quirks.learning_rate(0) > plain.learning_rate(0, 0.5)
+
+
+def test_validation_chooses_and_the_test_part_is_told(images, backbone, tmp_path):
+    """A model that says field to everything: always right in one part, never in the other."""
+    parts = {"train": ("field", "roof"), "validation": ("field",), "test": ("roof",)}
+    for part, names in parts.items():
+        for name in names:
+            shutil.copytree(images / name, tmp_path / "images" / part / name)
+    model = write_constant_model(tmp_path / "model", GFMForImageClassification, backbone, answer=0)
+    rates = {"learning_rate": 0, "warmup_learning_rate": 0, "min_learning_rate": 0, "max_train_steps": 1}
+    found = TASK.call(tmp_path / "run", model_name_or_path=model, data_dir=tmp_path / "images", **rates)
+    assert found["scores"]["accuracy"] == 0
+    assert results(tmp_path / "run")["eval_accuracy"] == 1 and results(tmp_path / "run")["test_accuracy"] == 0
 
 
 def test_it_learns_and_leaves_a_loadable_classifier(images, backbone, tmp_path, capsys):
@@ -159,14 +206,17 @@ def test_early_stopping(images, backbone, tmp_path):
 def test_pixels_without_data_become_the_mean(images, backbone, tmp_path):
     folder = shutil.copytree(images, tmp_path / "images")
     for path in folder.glob("*/*.png"):
-        pixels = np.asarray(Image.open(path)).copy()
+        pixels = np.full((40, 36, 3), 200, np.uint8)
         pixels[:20] = 7
         Image.fromarray(pixels).save(path)
     args = script.parse_args(argv(tmp_path, model_name_or_path=backbone, data_dir=folder, nodata=7))
     processor = script.load_processor(args)
     data = script.open_data(args, 3, (0, 1, 2))
     batch = next(iter(script.evaluation_loader(args, data.validation, processor, script.Accelerator(cpu=True))))
-    assert batch["pixel_values"][:, :, :15].abs().max() < 1e-6 < batch["pixel_values"][:, :, 17:].abs().mean()
+    values, levels = batch["pixel_values"], processor.denormalize(batch["pixel_values"]) * 255
+    assert values[:, :, :15].abs().max() < 1e-6 and (levels[:, :, 17:] - 200).abs().max() < 1e-3
+    # A resize mixes no false values into what was measured.
+    assert ((values.abs() < 1e-6) | ((levels - 200).abs() < 1e-3)).all()
 
 
 def test_a_random_start_takes_the_configuration_alone(images, backbone, tmp_path):

@@ -14,7 +14,14 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
-from task_scripts import TaskScript, results, write_backbone
+from task_scripts import (
+    SHARED_FLAGS,
+    TaskScript,
+    check_shared_flags,
+    results,
+    write_backbone,
+    write_constant_model,
+)
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from gfm_hf import GFMConfig, GFMForSemanticSegmentation
@@ -117,6 +124,46 @@ def test_runs_can_be_called_from_python(scenes, backbone, tmp_path):
     assert found[0]["steps"] == 8 and found[2]["seed"] == 1
 
 
+FLAGS = {"decoder_channels": 12, "class_weights": [1, 0, 3], "dice_loss_weight": 0.5, "crop_scale": 0.75}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_flags_arrive(scenes, backbone, tmp_path, optimizer):
+    flags = {"model_name_or_path": backbone, "data_dir": scenes, **SHARED_FLAGS, **FLAGS, "optimizer": optimizer}
+    caught = TASK.prepared(tmp_path, **flags, momentum=0.7, power=3, min_learning_rate=0.001)
+    check_shared_flags(caught)
+    assert caught.loader.dataset.augmentation.scale == (0.75, 1)
+    assert caught.optimizer.defaults.get("momentum") == (0.7 if optimizer == "sgd" else None)
+    schedule = caught.schedule
+    assert (schedule.peak, schedule.floor, schedule.power, schedule.total_steps) == (0.01, 0.001, 3, 4)
+    model = caught.model.eval()
+    assert model.config.decoder_channels == 12 and model.decode_head.main.classifier.in_channels == 12
+    # Class 1 has no weight, class 2 has three times that of class 0, and half of the Dice term is added.
+    pixel_values, labels = torch.randn(2, 3, 16, 16), torch.randint(0, 3, (2, 16, 16))
+    with torch.no_grad():
+        found = model(pixel_values=pixel_values, labels=labels)
+    expected = segmentation_loss(found.logits, labels, 255, [1, 0, 3], 0.5)
+    torch.testing.assert_close(found.loss, expected)
+    assert abs(expected - segmentation_loss(found.logits, labels)) > 0.01
+
+
+def test_validation_chooses_and_the_test_part_is_told(scenes, backbone, tmp_path):
+    """A model that says class 0 to every pixel: always right in one part, never in the other."""
+    for part, label in (("train", None), ("validation", 0), ("test", 1)):
+        folder = write_scenes(tmp_path / "scenes" / part, count=4)
+        for path in (folder / "mask").iterdir():
+            ids = np.asarray(Image.open(path)) % 2 if label is None else np.full((40, 36), label)
+            Image.fromarray(ids.astype(np.uint8)).save(path)
+    model = write_constant_model(
+        tmp_path / "model", GFMForSemanticSegmentation, backbone, answer=0, decoder_channels=8
+    )
+    still = {"learning_rate": 0, "min_learning_rate": 0, "max_train_steps": 1, "mask_values": "ids", "num_labels": 2}
+    found = TASK.call(tmp_path / "run", model_name_or_path=model, data_dir=tmp_path / "scenes", **still)
+    assert found["scores"]["overall_accuracy"] == 0
+    told = results(tmp_path / "run")
+    assert (told["eval_mean_iou"], told["eval_iou_0"]) == (1, 1) and told["test_mean_iou"] == 0
+
+
 @pytest.mark.parametrize(
     "how",
     [
@@ -165,13 +212,13 @@ def test_a_run_does_not_go_on_with_masks_read_another_way(scenes, backbone, tmp_
     assert run(out, **flags, num_labels=3, mask_values="ids") == 0
     reduced = {"do_reduce_labels": True, "num_labels": 3}
     assert run(out, **flags, **reduced, resume_from_checkpoint="latest") == 2
-    assert "masks [None, 0, None, False] (now [None, 0, None, True])" in capsys.readouterr().err
+    assert "do_reduce_labels False (now True)" in capsys.readouterr().err
 
 
 def test_pixels_without_data_are_ignored(backbone, tmp_path):
     folder = write_scenes(tmp_path / "scenes", count=8)
     for path in (folder / "image").iterdir():
-        pixels = np.asarray(Image.open(path)).copy()
+        pixels = np.full((40, 36, 3), 200, np.uint8)
         pixels[20:30, 10:20] = 0
         Image.fromarray(pixels).save(path)
     args = script.parse_args(argv(tmp_path, model_name_or_path=backbone, data_dir=folder, nodata=0))
@@ -181,6 +228,9 @@ def test_pixels_without_data_are_ignored(backbone, tmp_path):
     assert batch["pixel_values"].isfinite().all()
     assert (batch["labels"][:, 17:23, 10:17] == 255).all()  # 40 x 36 px became 32 x 32
     assert (batch["labels"][:, 6:14] != 255).all()
+    # A resize mixes no false values into what is labelled.
+    known = processor.denormalize(batch["pixel_values"]).movedim(1, -1)[batch["labels"] != 255]
+    torch.testing.assert_close(known, torch.full_like(known, 200 / 255))
 
 
 class _Pixelwise(torch.nn.Module):

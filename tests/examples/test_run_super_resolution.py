@@ -12,7 +12,7 @@ import run_super_resolution as script
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from task_scripts import TaskScript, results, write_backbone
+from task_scripts import SHARED_FLAGS, TaskScript, check_shared_flags, results, write_backbone
 from transformers import AutoImageProcessor
 
 from gfm_hf import GFMConfig, GFMForImageSuperResolution, GFMImageProcessor
@@ -77,6 +77,41 @@ def pairs(tmp_path):
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
     return write_backbone(tmp_path_factory.mktemp("backbone"), image_size=16)
+
+
+def test_defaults_are_the_protocol():
+    args = script.parse_args(["--model_name_or_path", "x", "--output_dir", "y"])
+    rates = ("learning_rate", "warmup_learning_rate", "min_learning_rate", "warmup_ratio")
+    assert [getattr(args, name) for name in rates] == [1.25e-5, 2.5e-7, 2.5e-7, 0.2]
+    assert (args.num_train_epochs, args.per_device_train_batch_size, args.max_train_steps) == (100, 64, None)
+    assert (args.layer_decay, args.weight_decay, args.drop_path_rate, args.max_grad_norm) == (0.9, 0.05, 0.1, 5.0)
+    assert (args.eval_steps, args.early_stopping_patience, args.train_fraction) == (None, None, 1)
+    assert not (args.authors_quirks or args.no_flips or args.no_residual or args.freeze_backbone or args.lora_r)
+
+
+def test_flags_arrive(images, backbone, tmp_path):
+    flags = {"model_name_or_path": backbone, "data_dir": images, **SHARED_FLAGS}
+    caught = TASK.prepared(tmp_path / "one", **flags, authors_quirks=True, no_residual=True, no_flips=True)
+    check_shared_flags(caught)
+    assert caught.model.config.upscale == 2 and caught.model.config.upscale_residual is False
+    windows = caught.loader.dataset.augmentation
+    assert (windows.horizontal_flip, windows.vertical_flip) == (False, False)
+    quirks, plain = caught.schedule, TASK.prepared(tmp_path / "two", **flags).schedule
+    assert quirks.learning_rate(1) == quirks.learning_rate(0) and plain.learning_rate(1) != plain.learning_rate(0)
+    assert quirks.learning_rate(0, 0.5) == quirks.learning_rate(0) > plain.learning_rate(0, 0.5)
+
+
+def test_validation_chooses_and_the_test_part_is_told(backbone, tmp_path):
+    """An untrained model interpolates: exact on the plain colours of one part, bad on the noise of the other."""
+    rng = np.random.default_rng(0)
+    for part, spread in (("train", 20), ("validation", 0), ("test", 60)):
+        (tmp_path / "images" / part / "image").mkdir(parents=True)
+        for index in range(4):
+            pixels = rng.normal(128, spread, (40, 40, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / part / "image" / f"{index}.png")
+    found = TASK.call(tmp_path / "run", model_name_or_path=backbone, data_dir=tmp_path / "images", **STILL)
+    told = results(tmp_path / "run")
+    assert found["scores"]["psnr"] == told["test_psnr"] < 30 < 60 < told["eval_psnr"]
 
 
 def test_it_beats_interpolation_and_leaves_a_loadable_model(images, backbone, tmp_path, capsys):

@@ -219,7 +219,8 @@ class RunFolder:
         """
         with user_input():
             progress = json.loads((checkpoint / PROGRESS).read_text())
-        changed = [name for name, value in run.items() if progress["run"].get(name) != value]
+        # As text, in which even NaN equals itself.
+        changed = [n for n, value in run.items() if json.dumps(progress["run"].get(n)) != json.dumps(value)]
         if changed:
             before = ", ".join(f"{name} {progress['run'].get(name)} (now {run[name]})" for name in changed)
             raise InputError(

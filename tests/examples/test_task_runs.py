@@ -95,9 +95,9 @@ def test_an_adapter_needs_a_stored_base(backbone, images, tmp_path, capsys):
     assert "--random_init" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_queries_and_values_alone_are_adapted(adapter):
+def test_queries_keys_and_values_alone_are_adapted(adapter):
     targets = peft.PeftConfig.from_pretrained(adapter).target_modules
-    assert set(targets) == {"q_proj", "v_proj"}
+    assert set(targets) == {"q_proj", "k_proj", "v_proj"}
 
 
 def split_folder(images, folder, parts):
@@ -160,6 +160,13 @@ def test_the_saved_processor_knows_what_was_not_measured(images, backbone, tmp_p
     pixels[:8] = 7
     values = processor(pixels, return_tensors="pt").pixel_values
     assert values[:, :, :7].abs().max() < 1e-6 < values[:, :, 9:].abs().min()
+
+
+def test_nan_as_the_missing_value_is_the_same_after_a_pause(images, backbone, tmp_path):
+    flags = {"model_name_or_path": backbone, "data_dir": images, "nodata": "nan"}
+    assert TASK.run(tmp_path / "run", **flags) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    assert TASK.run(tmp_path / "run", **flags, resume_from_checkpoint="latest") == 0
 
 
 def test_validation_needs_a_label_to_choose_by(backbone, tmp_path, capsys):

@@ -455,6 +455,8 @@ def main(argv: list[str] | None = None) -> None:
                 raise InputError(f"--models {name}={folder} holds no config.json; pass the folder of a checkpoint.")
         args.output_dir.mkdir(parents=True, exist_ok=True)
         wanted = [(t, m, f, s) for t in TASKS if t in args.tasks for m, f in args.models for s in args.seeds]
+        # An adapter needs a stored base: what was drawn by chance is none.
+        wanted = [one for one in wanted if not (one[1] == "random" and "lora_r" in TASKS[one[0]].flags)]
         for key, name, folder, seed in wanted:
             done = read_results(args.output_dir).get((key, name, seed))
             # Through JSON, since the stored flags came that way.

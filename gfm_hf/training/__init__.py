@@ -1,1 +1,1 @@
-"""What a training loop leans on: teacher, optimizer groups and schedule, run folder, energy, probes."""
+"""What a training loop leans on: teacher, fine-tuning runs, recipes, run folder, panels, energy, probes."""

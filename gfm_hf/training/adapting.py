@@ -85,6 +85,9 @@ def merge_adapter(name_or_path: str, output_dir: str | Path, **hub_arguments: An
     adapter = PeftConfig.from_pretrained(name_or_path, **hub_arguments)
     model_class = getattr(modeling_gfm, (adapter.auto_mapping or {})["base_model_class"])
     config = GFMConfig.from_pretrained(name_or_path, **hub_arguments)
-    base = model_class.from_pretrained(adapter.base_model_name_or_path, config=config, ignore_mismatched_sizes=True)
+    elsewhere = {name: value for name, value in hub_arguments.items() if name != "revision"}  # that is the adapter's
+    base = model_class.from_pretrained(
+        adapter.base_model_name_or_path, config=config, ignore_mismatched_sizes=True, **elsewhere
+    )
     PeftModel.from_pretrained(base, name_or_path, **hub_arguments).merge_and_unload().save_pretrained(output_dir)
     AutoImageProcessor.from_pretrained(name_or_path, **hub_arguments).save_pretrained(output_dir)

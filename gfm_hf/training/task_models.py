@@ -24,7 +24,6 @@ NO_MASKS = {
     "mask_threshold": None,
     "do_reduce_labels": False,
     "num_labels": None,
-    "nodata": None,
 }
 
 

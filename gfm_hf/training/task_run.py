@@ -51,6 +51,7 @@ class TaskRun:
         folder: Where everything is written.
         model: Prepared by the accelerator; from `prepare` on.
         progress: Where the run stands; from `prepare` on.
+        about: Facts for results and card; from `prepare` on.
 
     Args:
         args: All flags of the script.
@@ -170,8 +171,8 @@ class TaskRun:
         Returns:
             The facts of the run with `scores`, as data.
         """
-        test_scores = scores if part == "test" else None  # those of validation are in the progress
-        self.folder.save_result(partial(self._write, progress=self.progress, test_scores=test_scores))
+        if part == "test":  # those of validation are written already
+            self.folder.save_result(partial(self._write, progress=self.progress, test_scores=scores))
         steps, best = self.progress["step"], self.progress["best_step"]
         if self._publisher:
             self._publisher.push_result(self.args.hub_timeout_s, stopped=lambda: self._stop.received)

@@ -204,6 +204,20 @@ def test_a_small_table_from_end_to_end(arguments, tmp_path, capsys, monkeypatch)
     assert asked == [("gfm", 0), ("gfm", 1), ("random", 0), ("random", 1)]
 
 
+def test_adapters_have_no_random_start(arguments, monkeypatch):
+    asked = []
+
+    def recorded(key, name, folder, seed, args):
+        asked.append((key, name))
+        return line(key, name, seed, pairs={"test/0": [1, 1, 1, 1]})
+
+    monkeypatch.setattr(five_tasks, "fine_tune", recorded)
+    monkeypatch.setattr(five_tasks, "digest_of", lambda *paths: "")
+    arguments[arguments.index("change_real")] = "ucmerced_lora"
+    assert five_tasks.main([*arguments, "--seeds", "0", "--tasks", "ucmerced_lora", "change_real"]) == 0
+    assert asked == [("ucmerced_lora", "gfm"), ("change_real", "gfm"), ("change_real", "random")]
+
+
 def test_a_signal_ends_the_table_and_the_run_is_not_counted(arguments, tmp_path, monkeypatch, capsys):
     script = importlib.import_module("run_change_detection")
     step = script.train_step

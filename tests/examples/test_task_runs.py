@@ -158,6 +158,10 @@ def test_the_saved_processor_knows_what_was_not_measured(images, backbone, tmp_p
     assert processor.nodata == 7 and processor.palette is None and processor.num_labels is None
     pixels = np.full((32, 32, 3), 100, np.uint8)
     pixels[:8] = 7
+    # What the checkpoint's own processor knew stays where no flag says another value.
+    GFMImageProcessor(size=32, nodata=9).save_pretrained(own)
+    args = script.parse_args(TASK.argv(tmp_path, model_name_or_path=own, data_dir=images))
+    assert script.load_processor(args).nodata == 9
     values = processor(pixels, return_tensors="pt").pixel_values
     assert values[:, :, :7].abs().max() < 1e-6 < values[:, :, 9:].abs().min()
 

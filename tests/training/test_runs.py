@@ -285,6 +285,7 @@ def test_workers_leave_stopping_to_the_training_process(own_handlers):
     ignore_signals(0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.raise_signal(number)  # would end this process
+        assert signal.getsignal(number) == signal.SIG_IGN
 
 
 def test_exit_codes(capsys):

@@ -33,7 +33,8 @@ quality: $(READY) ## Check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-style: $(READY) ## Format and apply lint fixes
+style: $(READY) ## Format, apply lint fixes, copy what all data set scripts share
+	$(BIN)/python dataset_scripts/copy_common.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

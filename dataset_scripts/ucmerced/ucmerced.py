@@ -9,10 +9,10 @@ Under datasets 3.6 this file is a loading script too. It imports nothing of its 
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
-import pickle
 import re
 import sys
 import tarfile
@@ -60,7 +60,10 @@ def _say(text: str) -> None:
 
 
 class Archive(NamedTuple):
-    """A published archive: its checksum ("" = none is known), its size (0 = unknown) and an address if it has one."""
+    """A published archive: its checksum ("" = none is known), its size (0 = unknown) and an address if it has one.
+
+    `unpack` is for a compressed tar of which the rows need files from far apart: it is unpacked once, to the cache.
+    """
 
     name: str
     sha256: str = ""
@@ -68,6 +71,7 @@ class Archive(NamedTuple):
     size_bytes: int = 0
     url: str = ""
     optional: bool = False
+    unpack: bool = False
 
 
 class Item(NamedTuple):
@@ -81,37 +85,46 @@ class Item(NamedTuple):
 
 @dataclass
 class Config(datasets.BuilderConfig):
-    """One configuration. `no_push` and `private_only` are sentences: why, and what to do instead."""
+    """One configuration. `no_push` and `private_only` are sentences: why, and what to do instead.
+
+    `parts` names the configurations that this one joins; their shards serve both.
+    """
 
     accept_archive: bool = False
     exact: bool = False
     no_push: str = ""
     private_only: str = ""
+    parts: tuple[str, ...] = ()
 
 
 class Files:
     """The files of a set by name, out of archives or folders, in the order they lie there; nothing is unpacked.
+
+    With `by_folder` the entries are folders, not files: of millions of small files the names alone would fill memory.
 
     Attributes:
         notes: What is not as published and was accepted, for the card.
         digests: One checksum a source: of an archive's bytes, or of a folder's names and sizes.
     """
 
-    def __init__(self, sources: Sequence[tuple[Path, Archive | None]], accept: bool, exact: bool) -> None:
+    def __init__(
+        self, sources: Sequence[tuple[Path, Archive | None]], accept: bool, exact: bool, by_folder: bool = False
+    ) -> None:
         self.paths = [path for path, _ in sources]
-        self.accept, self.exact = accept, exact
+        self.accept, self.exact, self.by_folder = accept, exact, by_folder
         self.notes: list[str] = []
         self.digests: list[str] = []
         self.entries: dict[str, tuple[int, int, int]] = {}  # name -> number of the source, size, offset in a tar
-        self._open: dict[int, Any] = {}
+        self.handles: dict[Path, Any] = {}
         for number, (path, known) in enumerate(sources):
-            for name, size, offset in _folder(path) if path.is_dir() else _archive(path, known):
-                if re.search(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)", name):
-                    raise InputError(f"{path} holds {name!r}, which points outside; do not unpack it, fetch it again.")
-                if name in self.entries:
-                    raise InputError(f"{path} holds {name} twice; keep one of them.")
-                self.entries[name] = (number, size, offset)
+            found = (_inside(path, entry) for entry in (_folder(path) if path.is_dir() else _archive(path, known)))
+            for entry in _folders(path, found) if by_folder else found:
+                if entry.name in self.entries:
+                    raise InputError(f"{path} holds {entry.name} twice; keep one of them.")
+                self.entries[entry.name] = (number, entry.size, entry.data)
             self.digests.append(self._digest(number, path, known))
+            if known and known.unpack and path.is_file():
+                self.paths[number] = Path(datasets.DownloadManager().extract(str(path)))
 
     def _digest(self, number: int, path: Path, known: Archive | None) -> str:
         if path.is_dir():
@@ -150,19 +163,36 @@ class Files:
         try:
             if path.is_dir():
                 content = (path / name).read_bytes()
+            elif isinstance(archive := self._archive(path), zipfile.ZipFile):
+                content = archive.read(name)
             else:
-                if number not in self._open:
-                    self._open[number] = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
-                if isinstance(self._open[number], zipfile.ZipFile):
-                    content = self._open[number].read(name)
-                else:  # in a compressed tar forwards is cheap, backwards starts again
-                    self._open[number].fileobj.seek(offset)
-                    content = self._open[number].fileobj.read(size)
+                content = _bytes_of(archive, offset, size)
             if len(content) != size:
                 raise EOFError(f"{len(content):,} of {size:,} bytes")
             return content
         except BROKEN as error:
             raise UnreadableError(f"{name} in {path} cannot be read ({error}).") from error
+
+    def read_folder(self, folder: str) -> dict[str, bytes]:
+        """The files of one folder by their names, where the entries are folders."""
+        number, size, offset = self.entries[folder]
+        path = self.paths[number]
+        try:
+            if path.is_dir():
+                return {file.name: file.read_bytes() for file in (path / folder).iterdir() if file.is_file()}
+            if isinstance(archive := self._archive(path), zipfile.ZipFile):
+                names = [name for name in archive.namelist() if name.rpartition("/")[0] == folder]
+                return {PurePosixPath(name).name: archive.read(name) for name in names}
+            span = io.BytesIO(_bytes_of(archive, offset, size) + bytes(tarfile.RECORDSIZE))  # a tar ends with zeros
+            with tarfile.open(fileobj=span, mode="r:") as tar:
+                return {PurePosixPath(m.name).name: tar.extractfile(m).read() for m in tar if m.isreg()}  # type: ignore
+        except BROKEN as error:
+            raise UnreadableError(f"{folder} in {path} cannot be read ({error}).") from error
+
+    def _archive(self, path: Path) -> Any:
+        if path not in self.handles:
+            self.handles[path] = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
+        return self.handles[path]
 
     def read_image(self, name: str, modes: Sequence[str] = ("RGB",)) -> dict[str, Any]:
         """What an Image column takes: the bytes as they are, after Pillow has decoded them once."""
@@ -181,16 +211,61 @@ class Files:
         """Bytes that a row will have, about."""
         return item.size_bytes or sum(self.entries[name][1] for name in item.names)
 
+    def part(self, items: Sequence[Item]) -> "Files":
+        """The same files, but only those of these rows: little to send to another process."""
+        part = Files.__new__(Files)
+        wanted = {name: self.entries[name] for item in items for name in item.names}
+        part.__dict__ |= self.__dict__ | {"entries": wanted}
+        return part
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}  # another process opens its own
+        return self.__dict__ | {"handles": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.handles = _handles
 
 
-def _folder(path: Path) -> Iterator[tuple[str, int, int]]:
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        yield file.relative_to(path).as_posix(), file.stat().st_size, 0
+# A process that writes shards keeps its archives open from one to the next: a compressed tar is read forwards.
+_handles: dict[Path, Any] = {}
 
 
-def _archive(path: Path, known: Archive | None) -> Iterator[tuple[str, int, int]]:
+class Entry(NamedTuple):
+    """A file in an archive or a folder; in a tar with the offsets of its header and of its bytes."""
+
+    name: str
+    size: int
+    header: int = 0
+    data: int = 0
+
+
+def _bytes_of(tar: Any, offset: int, size: int) -> bytes:
+    """Bytes of a tar; in a compressed one forwards is cheap, backwards starts again."""
+    tar.fileobj.seek(offset)
+    return tar.fileobj.read(size)
+
+
+def _folder(path: Path) -> Iterator[Entry]:
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for file in (Path(folder, name) for name in sorted(names)):
+            if file.is_file():
+                yield Entry(file.relative_to(path).as_posix(), file.stat().st_size)
+
+
+def _folders(path: Path, found: Iterator[Entry]) -> Iterator[Entry]:
+    """One entry for the files of a folder, which lie together: in a tar all bytes from the first header on."""
+    for folder, group in itertools.groupby(found, lambda entry: entry.name.rpartition("/")[0]):
+        entries = list(group)
+        twice = [name for name, times in Counter(entry.name for entry in entries).items() if times > 1]
+        if twice:
+            raise InputError(f"{path} holds {twice[0]} twice; keep one of them.")
+        start, last = entries[0].header, entries[-1]
+        size = last.data + last.size - start if last.data else sum(entry.size for entry in entries)
+        yield Entry(folder, size, start, start)
+
+
+def _archive(path: Path, known: Archive | None) -> Iterator[Entry]:
     with path.open("rb") as file:
         head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
     for start, what in NOT_ARCHIVES.items():
@@ -199,12 +274,12 @@ def _archive(path: Path, known: Archive | None) -> Iterator[tuple[str, int, int]
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                yield from ((e.filename, e.file_size, 0) for e in archive.infolist() if not e.is_dir())
+                yield from (Entry(e.filename, e.file_size) for e in archive.infolist() if not e.is_dir())
             return
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.isreg():
-                    yield member.name, member.size, member.offset_data
+                    yield Entry(member.name, member.size, member.offset, member.offset_data)
                 tar.members = []  # type: ignore[attr-defined]  # else a list of millions stays in memory
             # tarfile takes a cut between two members for the end; a whole archive ends with empty blocks.
             handle: Any = tar.fileobj
@@ -216,6 +291,12 @@ def _archive(path: Path, known: Archive | None) -> Iterator[tuple[str, int, int]
         raise InputError(f"{path} ({size}) is truncated, or no zip or tar archive; fetch it again.") from error
 
 
+def _inside(path: Path, entry: Entry) -> Entry:
+    if re.search(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)", entry.name):
+        raise InputError(f"{path} holds {entry.name!r}, which points outside; do not unpack it, fetch it again.")
+    return entry
+
+
 @dataclass(frozen=True)
 class Recipe:
     """All that the common part has to be told of a set.
@@ -225,6 +306,7 @@ class Recipe:
         features: Columns of a configuration.
         plan: What rows each split has, in their order, without reading a pixel.
         row: One row, read; raises UnreadableError.
+        by_folder: Entries of Files are folders.
         metadata: YAML of the card: licence, tags, pretty_name ...
         text: Body of the card: source, columns, where the splits are from.
     """
@@ -239,24 +321,32 @@ class Recipe:
     citation: str
     homepage: str
     how_to_get: str
+    by_folder: bool = False
 
     def open(self, data_dir: str | None, manager: Any, accept: bool = False, exact: bool = False) -> Files:
         """Find, check and list the archives; without data_dir they come from their addresses."""
-        if data_dir is None:
-            if not all(archive.url or archive.optional for archive in self.archives):
-                raise InputError(f"this set cannot be downloaded by itself: {self.how_to_get} Then pass data_dir.")
-            return Files([(Path(manager.download(a.url)), a) for a in self.archives if a.url], accept, exact)
-        path = Path(data_dir)
+        if data_dir is not None:
+            return Files(self.find(Path(data_dir)), accept, exact, self.by_folder)
+        if not all(archive.url or archive.optional for archive in self.archives):
+            raise InputError(f"this set cannot be downloaded by itself: {self.how_to_get} Then pass data_dir.")
+        known = [archive for archive in self.archives if archive.url]
+        paths = [Path(manager.download(archive.url)) for archive in known]
+        return Files(list(zip(paths, known)), accept, exact, self.by_folder)
+
+    def find(self, path: Path) -> list[tuple[Path, Archive | None]]:
+        """The archives in a folder, the folder itself if it holds none, or the one archive."""
         if not path.exists():
             raise InputError(f"{path} does not exist. {self.how_to_get}")
         if path.is_file():
+            if len([archive for archive in self.archives if not archive.optional]) > 1:
+                raise InputError(f"{path} is one of several archives; pass the folder that holds them.")
             known = [archive for archive in self.archives if archive.name == path.name or len(self.archives) == 1]
-            return Files([(path, known[0] if known else None)], accept, exact)
+            return [(path, known[0] if known else None)]
         there = [archive for archive in self.archives if (path / archive.name).is_file()]
         missing = [archive.name for archive in self.archives if not archive.optional and archive not in there]
         if there and missing:
             raise InputError(f"{path} lacks {', '.join(missing)}. {self.how_to_get}")
-        return Files([(path / archive.name, archive) for archive in there] or [(path, None)], accept, exact)
+        return [(path / archive.name, archive) for archive in there] or [(path, None)]
 
     def info(self, config: Config) -> datasets.DatasetInfo:
         """What `datasets` wants to know of a configuration."""
@@ -268,8 +358,17 @@ class Recipe:
             license=self.metadata.get("license_name", self.metadata["license"]),
         )
 
+    def parts(self, config: Config) -> list[Config]:
+        """The configurations that have shards of their own."""
+        return [known for known in self.configs if known.name in config.parts] or [config]
+
     def splits(self, config: Config, files: Files) -> dict[str, list[Item]]:
         """The plan, checked: no split is empty, no key comes twice."""
+        if config.parts:
+            joined: dict[str, list[Item]] = {}
+            for split, items in (pair for part in self.parts(config) for pair in self.splits(part, files).items()):
+                joined.setdefault(split, []).extend(items)
+            return joined
         plan = {split: items for split, items in self.plan(config, files).items() if items}
         for split, items in plan.items():
             twice = [key for key, times in Counter(item.key for item in items).items() if times > 1]
@@ -304,20 +403,20 @@ class FromRecipe:
 
 
 class Job(NamedTuple):
-    """One shard to write; `part` is the key of its split in the state."""
+    """One shard to write; `part` is the key of its split in the state, `files` has what its rows are made of."""
 
+    recipe: Recipe
     part: str
     number: int
     target: Path
     features: datasets.Features
     items: list[Item]
+    files: Files
+    manifest: bool
+    skip: bool
 
 
-_shared: dict[str, Any] = {}
-
-
-def _share(path: Path) -> None:
-    _shared.update(pickle.loads(path.read_bytes()))
+def _watch_parent() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -329,25 +428,24 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _write_shard(job: Job) -> tuple[Job, dict[str, Any]]:
-    files, skipped = _shared["files"], []
+def _write_shard(job: Job) -> tuple[str, int, dict[str, Any]]:
+    files, skipped = job.files, []
     row_bytes = sum(map(files.size, job.items)) // len(job.items) + 1
     unfinished = job.target.with_name(f"{UNFINISHED}{os.getpid()}-{job.target.name}")
-    features = _without_pixels(job.features) if _shared["manifest"] else job.features
+    features = _without_pixels(job.features) if job.manifest else job.features
     try:
         batch = min(max(ROW_GROUP_BYTES // row_bytes, 1), 100)
         with ParquetWriter(path=str(unfinished), features=features, writer_batch_size=batch) as writer:
             for item in tqdm(job.items, job.target.name, leave=False, disable=None, unit="row"):
                 try:
-                    row = _shared["recipe"].row(files, item)
+                    row = job.recipe.row(files, item)
                 except UnreadableError as error:
-                    if not _shared["skip"]:
+                    if not job.skip:
                         raise
                     skipped.append(str(error))
                     continue
-                if _shared["manifest"]:
-                    digest = hashlib.sha256(b"".join(map(files.read, item.names))).hexdigest()
-                    row = {name: value for name, value in ({"sha256": digest} | row).items() if name in features}
+                if job.manifest:
+                    row = {name: value for name, value in (_digest_of(files, item) | row).items() if name in features}
                 writer.write(features.encode_example(row))
             rows, num_bytes = writer.finalize()
         with unfinished.open("rb") as file:
@@ -355,24 +453,30 @@ def _write_shard(job: Job) -> tuple[Job, dict[str, Any]]:
         os.replace(unfinished, job.target)
     finally:
         unfinished.unlink(missing_ok=True)
-    return job, {"rows": rows, "num_bytes": num_bytes, "size": job.target.stat().st_size, "skipped": skipped}
+    record = {"rows": rows, "num_bytes": num_bytes, "size": job.target.stat().st_size, "skipped": skipped}
+    return job.part, job.number, record
 
 
-def _write_shards(jobs: list[Job], num_proc: int, folder: Path) -> Iterator[tuple[Job, dict[str, Any]]]:
+def _digest_of(files: Files, item: Item) -> dict[str, str]:
+    digest = hashlib.sha256()
+    for name in item.names:
+        contents = files.read_folder(name) if files.by_folder else {"": files.read(name)}
+        for _, content in sorted(contents.items()):
+            digest.update(content)
+    return {"sha256": digest.hexdigest()}
+
+
+def _write_shards(jobs: list[Job], num_proc: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
     if num_proc == 1:
         yield from map(_write_shard, jobs)
         return
-    # By a file, not by arguments: a long pickle into the pipe of a worker that failed to start would block for ever.
-    shared = folder / f"{UNFINISHED}{os.getpid()}"
-    shared.write_bytes(pickle.dumps(_shared))
-    with ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _share, (shared,)) as pool:
+    with ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _watch_parent) as pool:
         waiting = [pool.submit(_write_shard, job) for job in jobs]
         try:
             for done in as_completed(waiting):
                 yield done.result()
         finally:
             pool.shutdown(cancel_futures=True)
-            shared.unlink()
 
 
 def _without_pixels(features: datasets.Features) -> datasets.Features:
@@ -407,7 +511,7 @@ def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> No
     """Write the shards that are not there yet, then the card."""
     manager = datasets.DownloadManager() if args.download else None
     files = recipe.open(None if args.download else args.data_dir, manager, args.accept_archive, args.exact)
-    plans = [(config, recipe.splits(config, files)) for config in configs]
+    plans = {part.name: (part, recipe.splits(part, files)) for config in configs for part in recipe.parts(config)}
     folder = Path(args.output_dir)
     flags = [args.max_shard_mb, args.manifest_only, args.skip_unreadable]
     script = hashlib.sha256(Path(sys.modules[recipe.plan.__module__].__file__ or "").read_bytes()).hexdigest()
@@ -424,11 +528,11 @@ def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> No
     for leftover in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"*/{UNFINISHED}*")]:
         leftover.unlink(missing_ok=True)
     jobs: dict[Path, Job] = {}
-    for config, plan in plans:
+    stored: dict[str, dict[str, str]] = {}  # configuration -> split -> part
+    for config, plan in plans.values():
         features = recipe.features(config)
         (folder / config.name).mkdir(exist_ok=True)
-        splits: dict[str, str] = {}
-        state["configs"][config.name] = {"splits": splits, "notes": files.notes}
+        splits = stored[config.name] = {}
         for split, items in plan.items():
             # Splits that are the same in two configurations are stored once; the card points both to them.
             part = hashlib.sha256(json.dumps([features.to_dict(), items], default=str).encode()).hexdigest()
@@ -439,15 +543,20 @@ def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> No
             for number, (shard, record) in enumerate(zip(shards, known["shards"])):
                 target = folder / f"{known['where']}-{number:05d}-of-{len(shards):05d}.parquet"
                 if record is None or not target.exists() or target.stat().st_size != record["size"]:
-                    jobs.setdefault(target, Job(part, number, target, features, shard))
+                    job = Job(recipe, part, number, target, features, shard, files.part(shard), *flags[1:])
+                    jobs.setdefault(target, job)
+    for config in configs:
+        places: dict[str, list[str]] = {}
+        for split, part in (pair for source in recipe.parts(config) for pair in stored[source.name].items()):
+            places.setdefault(split, []).append(part)
+        state["configs"][config.name] = {"splits": places, "notes": files.notes}
     _save(folder / STATE, json.dumps(state))
-    _shared.update(recipe=recipe, files=files, manifest=args.manifest_only, skip=args.skip_unreadable)
     if jobs:
-        written = _write_shards(list(jobs.values()), args.num_proc, folder)
-        for job, record in tqdm(written, "shards", len(jobs), disable=None):
-            state["parts"][job.part]["shards"][job.number] = record
+        written = _write_shards(list(jobs.values()), args.num_proc)
+        for part, number, record in tqdm(written, "shards", len(jobs), disable=None):
+            state["parts"][part]["shards"][number] = record
             _save(folder / STATE, json.dumps(state))
-    for config in configs:  # of configurations that share all their splits nothing is left
+    for config, _ in plans.values():  # of configurations that share all their splits nothing is left
         if not any((folder / config.name).iterdir()):
             (folder / config.name).rmdir()
     _save(folder / "README.md", card(recipe, state, args.manifest_only))
@@ -464,24 +573,28 @@ def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
     infos, places, table, notes = DatasetInfosDict(), MetadataConfigs(), [], []
     for config in recipe.configs:
         entry = state["configs"].get(config.name)
-        parts = {split: state["parts"][part] for split, part in entry["splits"].items()} if entry else {}
-        if not parts or any(shard is None for part in parts.values() for shard in part["shards"]):
+        places_of = entry["splits"] if entry else {}
+        parts = {split: [state["parts"][part] for part in keys] for split, keys in places_of.items()}
+        records = [record for pieces in parts.values() for piece in pieces for record in piece["shards"]]
+        if not records or None in records:
             continue
         info = recipe.info(config)
         info.features = _without_pixels(info.features) if manifest_only else info.features
         info.splits, info.download_size, info.dataset_size = datasets.SplitDict(), 0, 0
-        for split, part in parts.items():
-            rows, num_bytes, size = (sum(r[key] for r in part["shards"]) for key in ("rows", "num_bytes", "size"))
+        for split, pieces in parts.items():
+            shards = [shard for piece in pieces for shard in piece["shards"]]
+            rows, num_bytes, size = (sum(shard[key] for shard in shards) for key in ("rows", "num_bytes", "size"))
             info.splits.add(datasets.SplitInfo(split, num_bytes, rows))
             info.download_size += size
             info.dataset_size += num_bytes
         infos[config.name] = info
-        data_files = [{"split": split, "path": f"{part['where']}-*.parquet"} for split, part in parts.items()]
+        paths = {split: [f"{piece['where']}-*.parquet" for piece in pieces] for split, pieces in parts.items()}
+        data_files = [{"split": split, "path": path if len(path) > 1 else path[0]} for split, path in paths.items()]
         places[config.name] = {"data_files": data_files} | ({} if len(places) else {"default": True})
         counts = ", ".join(f"{split} {part.num_examples:,}" for split, part in info.splits.items())
         table.append(f"| `{config.name}` | {counts} | {config.description} |")
         notes += [note for note in entry["notes"] if note not in notes]
-        notes += [f"Left out: {text}" for part in parts.values() for r in part["shards"] for text in r["skipped"]]
+        notes += [f"Left out: {text}" for record in records for text in record["skipped"]]
     data = DatasetCardData(**recipe.metadata)
     infos.to_dataset_card_data(data)
     places.to_dataset_card_data(data)

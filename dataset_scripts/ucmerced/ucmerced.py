@@ -63,6 +63,7 @@ class Archive(NamedTuple):
     """A published archive: its checksum ("" = none is known), its size (0 = unknown) and an address if it has one.
 
     `unpack` is for a compressed tar of which the rows need files from far apart: it is unpacked once, to the cache.
+    `prefix` is put before the names of its files.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Archive(NamedTuple):
     url: str = ""
     optional: bool = False
     unpack: bool = False
+    prefix: str = ""
 
 
 class Item(NamedTuple):
@@ -111,6 +113,7 @@ class Files:
         self, sources: Sequence[tuple[Path, Archive | None]], accept: bool, exact: bool, by_folder: bool = False
     ) -> None:
         self.paths = [path for path, _ in sources]
+        self.prefixes = [known.prefix if known else "" for _, known in sources]
         self.accept, self.exact, self.by_folder = accept, exact, by_folder
         self.notes: list[str] = []
         self.digests: list[str] = []
@@ -119,12 +122,15 @@ class Files:
         for number, (path, known) in enumerate(sources):
             found = (_inside(path, entry) for entry in (_folder(path) if path.is_dir() else _archive(path, known)))
             for entry in _folders(path, found) if by_folder else found:
-                if entry.name in self.entries:
+                name = self.prefixes[number] + entry.name
+                if name in self.entries:
                     raise InputError(f"{path} holds {entry.name} twice; keep one of them.")
-                self.entries[entry.name] = (number, entry.size, entry.data)
+                self.entries[name] = (number, entry.size, entry.data)
             self.digests.append(self._digest(number, path, known))
             if known and known.unpack and path.is_file():
-                self.paths[number] = Path(datasets.DownloadManager().extract(str(path)))
+                cache = os.path.join(datasets.config.DOWNLOADED_DATASETS_PATH, self.digests[number])
+                manager = datasets.DownloadManager(download_config=datasets.DownloadConfig(cache_dir=cache))
+                self.paths[number] = Path(manager.extract(str(path)))
 
     def _digest(self, number: int, path: Path, known: Archive | None) -> str:
         if path.is_dir():
@@ -148,8 +154,13 @@ class Files:
         if not (self.accept and acceptable):
             instead = ", or pass --accept_archive (accept_archive=True) to go on with this one" if acceptable else ""
             raise InputError(f"{sentence}; use the published archive{instead}.")
-        self.notes.append(sentence)
-        _say(f"warning: {sentence}")
+        self.note(sentence)
+
+    def note(self, sentence: str) -> None:
+        """Say what the card will say, too."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            _say(f"warning: {sentence}")
 
     def expect(self, what: str, found: int, expected: int) -> None:
         """Object to a wrong count; `exact` admits none, whatever archive is accepted."""
@@ -159,12 +170,12 @@ class Files:
     def read(self, name: str) -> bytes:
         """The bytes of one file."""
         number, size, offset = self.entries[name]
-        path = self.paths[number]
+        path, inside = self.paths[number], name.removeprefix(self.prefixes[number])
         try:
             if path.is_dir():
-                content = (path / name).read_bytes()
+                content = (path / inside).read_bytes()
             elif isinstance(archive := self._archive(path), zipfile.ZipFile):
-                content = archive.read(name)
+                content = archive.read(inside)
             else:
                 content = _bytes_of(archive, offset, size)
             if len(content) != size:
@@ -194,18 +205,21 @@ class Files:
             self.handles[path] = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
         return self.handles[path]
 
-    def read_image(self, name: str, modes: Sequence[str] = ("RGB",)) -> dict[str, Any]:
-        """What an Image column takes: the bytes as they are, after Pillow has decoded them once."""
+    def open_image(self, name: str, modes: Sequence[str] = ("RGB",)) -> tuple[bytes, Image.Image]:
+        """The bytes of one file, and what Pillow decodes from them."""
         content = self.read(name)
         try:
             with Image.open(io.BytesIO(content)) as image:
                 image.load()
-                mode = image.mode
         except (*BROKEN, Image.DecompressionBombError) as error:
             raise UnreadableError(f"{name} is no readable image ({error or type(error).__name__}).") from error
-        if mode not in modes:
-            raise UnreadableError(f"{name} has the mode {mode}, expected {' or '.join(modes)}.")
-        return {"bytes": content, "path": PurePosixPath(name).name}
+        if image.mode not in modes:
+            raise UnreadableError(f"{name} has the mode {image.mode}, expected {' or '.join(modes)}.")
+        return content, image
+
+    def read_image(self, name: str, modes: Sequence[str] = ("RGB",)) -> dict[str, Any]:
+        """What an Image column takes: the bytes as they are, after Pillow has decoded them once."""
+        return {"bytes": self.open_image(name, modes)[0], "path": PurePosixPath(name).name}
 
     def size(self, item: Item) -> int:
         """Bytes that a row will have, about."""
@@ -213,7 +227,7 @@ class Files:
 
     def part(self, items: Sequence[Item]) -> "Files":
         """The same files, but only those of these rows: little to send to another process."""
-        part = Files.__new__(Files)
+        part = object.__new__(type(self))
         wanted = {name: self.entries[name] for item in items for name in item.names}
         part.__dict__ |= self.__dict__ | {"entries": wanted}
         return part
@@ -279,7 +293,7 @@ def _archive(path: Path, known: Archive | None) -> Iterator[Entry]:
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.isreg():
-                    yield Entry(member.name, member.size, member.offset, member.offset_data)
+                    yield Entry(member.name.removeprefix("./"), member.size, member.offset, member.offset_data)
                 tar.members = []  # type: ignore[attr-defined]  # else a list of millions stays in memory
             # tarfile takes a cut between two members for the end; a whole archive ends with empty blocks.
             handle: Any = tar.fileobj
@@ -358,7 +372,7 @@ class Recipe:
             license=self.metadata.get("license_name", self.metadata["license"]),
         )
 
-    def parts(self, config: Config) -> list[Config]:
+    def parts(self, config: Config, files: Files) -> list[Config]:
         """The configurations that have shards of their own."""
         return [known for known in self.configs if known.name in config.parts] or [config]
 
@@ -366,7 +380,9 @@ class Recipe:
         """The plan, checked: no split is empty, no key comes twice."""
         if config.parts:
             joined: dict[str, list[Item]] = {}
-            for split, items in (pair for part in self.parts(config) for pair in self.splits(part, files).items()):
+            for split, items in (
+                pair for part in self.parts(config, files) for pair in self.splits(part, files).items()
+            ):
                 joined.setdefault(split, []).extend(items)
             return joined
         plan = {split: items for split, items in self.plan(config, files).items() if items}
@@ -511,7 +527,9 @@ def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> No
     """Write the shards that are not there yet, then the card."""
     manager = datasets.DownloadManager() if args.download else None
     files = recipe.open(None if args.download else args.data_dir, manager, args.accept_archive, args.exact)
-    plans = {part.name: (part, recipe.splits(part, files)) for config in configs for part in recipe.parts(config)}
+    plans = {
+        part.name: (part, recipe.splits(part, files)) for config in configs for part in recipe.parts(config, files)
+    }
     folder = Path(args.output_dir)
     flags = [args.max_shard_mb, args.manifest_only, args.skip_unreadable]
     script = hashlib.sha256(Path(sys.modules[recipe.plan.__module__].__file__ or "").read_bytes()).hexdigest()
@@ -547,7 +565,7 @@ def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> No
                     jobs.setdefault(target, job)
     for config in configs:
         places: dict[str, list[str]] = {}
-        for split, part in (pair for source in recipe.parts(config) for pair in stored[source.name].items()):
+        for split, part in (pair for source in recipe.parts(config, files) for pair in stored[source.name].items()):
             places.setdefault(split, []).append(part)
         state["configs"][config.name] = {"splits": places, "notes": files.notes}
     _save(folder / STATE, json.dumps(state))
@@ -590,11 +608,13 @@ def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
         infos[config.name] = info
         paths = {split: [f"{piece['where']}-*.parquet" for piece in pieces] for split, pieces in parts.items()}
         data_files = [{"split": split, "path": path if len(path) > 1 else path[0]} for split, path in paths.items()]
-        places[config.name] = {"data_files": data_files} | ({} if len(places) else {"default": True})
+        places[config.name] = {"data_files": data_files}
         counts = ", ".join(f"{split} {part.num_examples:,}" for split, part in info.splits.items())
         table.append(f"| `{config.name}` | {counts} | {config.description} |")
         notes += [note for note in entry["notes"] if note not in notes]
         notes += [f"Left out: {text}" for record in records for text in record["skipped"]]
+    wholes = [config.name for config in recipe.configs if config.parts and config.name in places]
+    places[(wholes or list(places))[0]]["default"] = True
     data = DatasetCardData(**recipe.metadata)
     infos.to_dataset_card_data(data)
     places.to_dataset_card_data(data)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 
 
@@ -18,6 +19,11 @@ from scripts import SCRIPTS, Script  # noqa: E402
 def script(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Script:
     """One data set: its module, its raw files in small, and a finished build of all configurations."""
     return Script.prepare(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(autouse=True)
+def unpacked_archives_go(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", str(tmp_path_factory.mktemp("downloads")))
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from scripts import FOLDER, SCRIPTS, Script, contents, encoded, plain, rewrite
 
 HERE = Path(__file__).parent
 BEGIN, END = "# --- common to all dataset scripts: begin ---\n", "# --- common to all dataset scripts: end ---\n"
-# Beside the standard library; huggingface_hub comes with datasets and does the push.
-ALLOWED = {"datasets", "numpy", "PIL", "rasterio", "tqdm", "huggingface_hub"}
+# Beside the standard library; tqdm, yaml and huggingface_hub come with datasets.
+ALLOWED = {"datasets", "numpy", "PIL", "rasterio", "tqdm", "huggingface_hub", "yaml"}
 # A Python with datasets 3.6, where the files are loading scripts.
 OLD_PYTHON = os.environ.get("GFM_HF_DATASETS_3_PYTHON")
 
@@ -80,7 +80,7 @@ def test_parquet_holds_what_the_archive_holds(script):
 def test_other_ways_to_load(script, way, tmp_path):
     config = script.module.RECIPE.configs[0].name
     cut = tmp_path / "cut"  # in several shards
-    assert script.run("--config", config, "--max_shard_mb", a_third(script), output_dir=cut)[0] == 0
+    assert script.run("--config", config, "--max_shard_mb", a_quarter(script), output_dir=cut)[0] == 0
     loaded = datasets.load_dataset(str(cut), config, cache_dir=str(tmp_path / "cache"), **way)
     assert {split: encoded(part) for split, part in loaded.items()} == script.rows(config)
 
@@ -141,6 +141,8 @@ def test_the_same_bytes_every_time(script, tmp_path):
 
 
 def test_an_unpacked_set_gives_the_same_rows(script, tmp_path):
+    if script.raw.is_dir():
+        shutil.copytree(script.raw, tmp_path / "raw", ignore=lambda *_: [path.name for path in script.archives()])
     for archive in script.archives():
         shutil.unpack_archive(archive, tmp_path / "raw")
     code, said = script.run(data_dir=tmp_path / "raw", output_dir=tmp_path / "out")
@@ -240,7 +242,8 @@ def test_a_push_that_fails_leaves_the_build(script, hub, tmp_path):
 def test_a_licence_can_forbid_the_push(script, sentence, private, allowed, tmp_path, monkeypatch):
     """Before anything is written; also for what an earlier call left in the folder."""
     recipe = script.module.RECIPE
-    configs = [dataclasses.replace(recipe.configs[0], **{sentence: "the licence says so; push a manifest."})]
+    free = dataclasses.replace(recipe.configs[0], no_push="", private_only="")
+    configs = [dataclasses.replace(free, **{sentence: "the licence says so; push a manifest."})]
     recipe = dataclasses.replace(recipe, configs=configs)
     pushed = []
     monkeypatch.setattr(script.module, "push", lambda *arguments: pushed.append(arguments))
@@ -279,7 +282,7 @@ module.main({arguments!r})
 @pytest.mark.parametrize("point", ["in a shard", "before the rename", "after the rename"])
 def test_a_killed_build_goes_on(script, point, tmp_path):
     config = script.module.RECIPE.configs[0].name
-    flags = ["--config", config, "--max_shard_mb", a_third(script)]
+    flags = ["--config", config, "--max_shard_mb", a_quarter(script)]
     assert script.run(*flags, output_dir=tmp_path / "whole")[0] == 0
     assert len(contents(tmp_path / "whole")) >= 5, "too few shards to be killed between them"
     out = tmp_path / "killed"
@@ -381,11 +384,13 @@ def test_an_unreadable_file_is_named_and_the_rest_is_not_lost(script, tmp_path):
     config = recipe.configs[0]
     split, items = next(iter(recipe.splits(config, recipe.open(str(script.raw), None, accept=True)).items()))
     broken = items[len(items) // 2].names[0]
-    for archive in script.archives(raw):  # where rows are folders, their files
-        rewrite(
-            archive, lambda es: [(n, b"no image" if n == broken or n.startswith(f"{broken}/") else c) for n, c in es]
-        )
-    flags = ["--config", config.name, "--max_shard_mb", a_third(script)]
+
+    def is_broken(name: str) -> bool:  # where rows are folders, all their files; before some names a prefix stands
+        return broken.endswith(name) or name.startswith(f"{broken}/")
+
+    for archive in script.archives(raw):
+        rewrite(archive, lambda entries: [(n, b"no image" if is_broken(n) else c) for n, c in entries])
+    flags = ["--config", config.name, "--max_shard_mb", a_quarter(script)]
     code, said = script.run(*flags, data_dir=raw, output_dir=tmp_path / "out")
     assert code == 2 and broken in said.splitlines()[-1]
     assert list((tmp_path / "out").glob(f"{config.name}/{split}-00000-*.parquet"))
@@ -404,13 +409,13 @@ def test_wrong_numbers_are_refused(script, tmp_path):
     assert "--num_proc" in refused(script, "--num_proc", "0", data_dir=script.raw, output_dir=tmp_path / "out")
 
 
-def a_third(script: Script) -> str:
-    """--max_shard_mb that cuts the first split into three or four shards."""
+def a_quarter(script: Script) -> str:
+    """--max_shard_mb that cuts the first split into four shards or so."""
     recipe = script.module.RECIPE
     files = recipe.open(str(script.raw), None, accept=True)
     items = next(iter(recipe.splits(recipe.configs[0], files).values()))
     largest = max(map(files.size, items))
-    return repr((sum(map(files.size, items)) / 3 + largest) / 1e6)
+    return repr((sum(map(files.size, items)) / 4 + largest) / 1e6)
 
 
 # -- datasets 3.6 -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,1278 @@
+"""GeoPile: five public collections of aerial and satellite pictures in one table, and your own folders beside them.
+
+    python dataset_scripts/geopile/geopile.py --data_dir RAW --output_dir geopile [--config resisc45]
+    load_dataset("geopile", "all", streaming=True)  # the folder, or the repository after --push_to_hub
+
+RAW holds the sources by their names: NWPU-RESISC45.zip or a folder RESISC45, PatternNet, MLRSNet, RSD46-WHU, NAIP;
+or it is the authors' GeoPileV0. A pile.yaml in it adds your own folders and samples NAIP tiles:
+
+    sources:
+      - {name: drone, path: flights/2024, gsd_m: [0.03, 0.1], licence: CC-BY-4.0, redistribute: true}
+    naip: {tiles: tiles.txt, windows: 300000, size: 256, seed: 0}
+
+Under datasets 3.6 this file is a loading script too. It imports nothing of its neighbours: copy it anywhere.
+"""
+
+import argparse
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import rasterio
+import rasterio.errors
+import yaml
+from datasets.arrow_writer import ParquetWriter
+from PIL import Image
+from rasterio.windows import Window
+from tqdm import tqdm
+
+
+# --- common to all dataset scripts: begin ---
+# Each script stands alone, so this part is in each of them, letter by letter; tests/dataset_scripts compares them.
+UNFINISHED = "unfinished-"
+STATE = ".build.json"
+ROW_GROUP_BYTES = 32 * 2**20
+NOT_ARCHIVES = {b"<": "a web page (a log-in, a quota, a moved address)", b"version https://git": "an LFS pointer"}
+# What Python and Pillow raise for broken bytes; RuntimeError is zipfile's for a password.
+BROKEN = (OSError, EOFError, RuntimeError, ValueError, SyntaxError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+
+
+class InputError(ValueError):
+    """What was given cannot be used; the message says what to do next."""
+
+
+class UnreadableError(InputError):
+    """One file of the set cannot be read; the others may."""
+
+
+class PushError(RuntimeError):
+    """The Hub did not take the set; what was built stays."""
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+class Archive(NamedTuple):
+    """A published archive: its checksum ("" = none is known), its size (0 = unknown) and an address if it has one.
+
+    `unpack` is for a compressed tar of which the rows need files from far apart: it is unpacked once, to the cache.
+    `prefix` is put before the names of its files.
+    """
+
+    name: str
+    sha256: str = ""
+    md5: str = ""
+    size_bytes: int = 0
+    url: str = ""
+    optional: bool = False
+    unpack: bool = False
+    prefix: str = ""
+
+
+class Item(NamedTuple):
+    """A row to be: its key, the files it is made of, what is known without reading them, its size if not theirs."""
+
+    key: str
+    names: tuple[str, ...]
+    known: tuple[Any, ...] = ()
+    size_bytes: int = 0
+
+
+@dataclass
+class Config(datasets.BuilderConfig):
+    """One configuration. `no_push` and `private_only` are sentences: why, and what to do instead.
+
+    `parts` names the configurations that this one joins; their shards serve both.
+    """
+
+    accept_archive: bool = False
+    exact: bool = False
+    no_push: str = ""
+    private_only: str = ""
+    parts: tuple[str, ...] = ()
+
+
+class Files:
+    """The files of a set by name, out of archives or folders, in the order they lie there; nothing is unpacked.
+
+    With `by_folder` the entries are folders, not files: of millions of small files the names alone would fill memory.
+
+    Attributes:
+        notes: What is not as published and was accepted, for the card.
+        digests: One checksum a source: of an archive's bytes, or of a folder's names and sizes.
+    """
+
+    def __init__(
+        self, sources: Sequence[tuple[Path, Archive | None]], accept: bool, exact: bool, by_folder: bool = False
+    ) -> None:
+        self.paths = [path for path, _ in sources]
+        self.prefixes = [known.prefix if known else "" for _, known in sources]
+        self.accept, self.exact, self.by_folder = accept, exact, by_folder
+        self.notes: list[str] = []
+        self.digests: list[str] = []
+        self.entries: dict[str, tuple[int, int, int]] = {}  # name -> number of the source, size, offset in a tar
+        self.handles: dict[Path, Any] = {}
+        for number, (path, known) in enumerate(sources):
+            found = (_inside(path, entry) for entry in (_folder(path) if path.is_dir() else _archive(path, known)))
+            for entry in _folders(path, found) if by_folder else found:
+                name = self.prefixes[number] + entry.name
+                if name in self.entries:
+                    raise InputError(f"{path} holds {entry.name} twice; keep one of them.")
+                self.entries[name] = (number, entry.size, entry.data)
+            self.digests.append(self._digest(number, path, known))
+            if known and known.unpack and path.is_file():
+                cache = os.path.join(datasets.config.DOWNLOADED_DATASETS_PATH, self.digests[number])
+                manager = datasets.DownloadManager(download_config=datasets.DownloadConfig(cache_dir=cache))
+                self.paths[number] = Path(manager.extract(str(path)))
+
+    def _digest(self, number: int, path: Path, known: Archive | None) -> str:
+        if path.is_dir():
+            listing = [(name, size) for name, (source, size, _) in self.entries.items() if source == number]
+            return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        method = "md5" if known and known.md5 and not known.sha256 else "sha256"
+        digest, expected = hashlib.new(method), getattr(known, method, "")
+        size = path.stat().st_size
+        with path.open("rb") as file, tqdm(desc=f"checksum of {path.name}", total=size, unit="B", disable=None) as bar:
+            while block := file.read(2**22):
+                digest.update(block)
+                bar.update(len(block))
+        if expected and digest.hexdigest() != expected:
+            self.object(
+                f"{path.name} has the {method.upper()} {digest.hexdigest()}, the published archive has {expected}"
+            )
+        return digest.hexdigest()
+
+    def object(self, sentence: str, acceptable: bool = True) -> None:
+        """Refuse what is not as published, or note it where another archive is accepted."""
+        if not (self.accept and acceptable):
+            instead = ", or pass --accept_archive (accept_archive=True) to go on with this one" if acceptable else ""
+            raise InputError(f"{sentence}; use the published archive{instead}.")
+        self.note(sentence)
+
+    def note(self, sentence: str) -> None:
+        """Say what the card will say, too."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            _say(f"warning: {sentence}")
+
+    def expect(self, what: str, found: int, expected: int) -> None:
+        """Object to a wrong count; `exact` admits none, whatever archive is accepted."""
+        if found != expected:
+            self.object(f"{what}: found {found:,}, expected {expected:,}", acceptable=not self.exact)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        number, size, offset = self.entries[name]
+        path, inside = self.paths[number], name.removeprefix(self.prefixes[number])
+        try:
+            if path.is_dir():
+                content = (path / inside).read_bytes()
+            elif isinstance(archive := self._archive(path), zipfile.ZipFile):
+                content = archive.read(inside)
+            else:
+                content = _bytes_of(archive, offset, size)
+            if len(content) != size:
+                raise EOFError(f"{len(content):,} of {size:,} bytes")
+            return content
+        except BROKEN as error:
+            raise UnreadableError(f"{name} in {path} cannot be read ({error}).") from error
+
+    def read_folder(self, folder: str) -> dict[str, bytes]:
+        """The files of one folder by their names, where the entries are folders."""
+        number, size, offset = self.entries[folder]
+        path = self.paths[number]
+        try:
+            if path.is_dir():
+                return {file.name: file.read_bytes() for file in (path / folder).iterdir() if file.is_file()}
+            if isinstance(archive := self._archive(path), zipfile.ZipFile):
+                names = [name for name in archive.namelist() if name.rpartition("/")[0] == folder]
+                return {PurePosixPath(name).name: archive.read(name) for name in names}
+            span = io.BytesIO(_bytes_of(archive, offset, size) + bytes(tarfile.RECORDSIZE))  # a tar ends with zeros
+            with tarfile.open(fileobj=span, mode="r:") as tar:
+                return {PurePosixPath(m.name).name: tar.extractfile(m).read() for m in tar if m.isreg()}  # type: ignore
+        except BROKEN as error:
+            raise UnreadableError(f"{folder} in {path} cannot be read ({error}).") from error
+
+    def _archive(self, path: Path) -> Any:
+        if path not in self.handles:
+            self.handles[path] = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
+        return self.handles[path]
+
+    def open_image(self, name: str, modes: Sequence[str] = ("RGB",)) -> tuple[bytes, Image.Image]:
+        """The bytes of one file, and what Pillow decodes from them."""
+        content = self.read(name)
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+        except (*BROKEN, Image.DecompressionBombError) as error:
+            raise UnreadableError(f"{name} is no readable image ({error or type(error).__name__}).") from error
+        if image.mode not in modes:
+            raise UnreadableError(f"{name} has the mode {image.mode}, expected {' or '.join(modes)}.")
+        return content, image
+
+    def read_image(self, name: str, modes: Sequence[str] = ("RGB",)) -> dict[str, Any]:
+        """What an Image column takes: the bytes as they are, after Pillow has decoded them once."""
+        return {"bytes": self.open_image(name, modes)[0], "path": PurePosixPath(name).name}
+
+    def size(self, item: Item) -> int:
+        """Bytes that a row will have, about."""
+        return item.size_bytes or sum(self.entries[name][1] for name in item.names)
+
+    def part(self, items: Sequence[Item]) -> "Files":
+        """The same files, but only those of these rows: little to send to another process."""
+        part = object.__new__(type(self))
+        wanted = {name: self.entries[name] for item in items for name in item.names}
+        part.__dict__ |= self.__dict__ | {"entries": wanted}
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"handles": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.handles = _handles
+
+
+# A process that writes shards keeps its archives open from one to the next: a compressed tar is read forwards.
+_handles: dict[Path, Any] = {}
+
+
+class Entry(NamedTuple):
+    """A file in an archive or a folder; in a tar with the offsets of its header and of its bytes."""
+
+    name: str
+    size: int
+    header: int = 0
+    data: int = 0
+
+
+def _bytes_of(tar: Any, offset: int, size: int) -> bytes:
+    """Bytes of a tar; in a compressed one forwards is cheap, backwards starts again."""
+    tar.fileobj.seek(offset)
+    return tar.fileobj.read(size)
+
+
+def _folder(path: Path) -> Iterator[Entry]:
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for file in (Path(folder, name) for name in sorted(names)):
+            if file.is_file():
+                yield Entry(file.relative_to(path).as_posix(), file.stat().st_size)
+
+
+def _folders(path: Path, found: Iterator[Entry]) -> Iterator[Entry]:
+    """One entry for the files of a folder, which lie together: in a tar all bytes from the first header on."""
+    for folder, group in itertools.groupby(found, lambda entry: entry.name.rpartition("/")[0]):
+        entries = list(group)
+        twice = [name for name, times in Counter(entry.name for entry in entries).items() if times > 1]
+        if twice:
+            raise InputError(f"{path} holds {twice[0]} twice; keep one of them.")
+        start, last = entries[0].header, entries[-1]
+        size = last.data + last.size - start if last.data else sum(entry.size for entry in entries)
+        yield Entry(folder, size, start, start)
+
+
+def _archive(path: Path, known: Archive | None) -> Iterator[Entry]:
+    with path.open("rb") as file:
+        head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
+    for start, what in NOT_ARCHIVES.items():
+        if head.startswith(start):
+            raise InputError(f"{path} is {what}, not an archive; fetch it again in a browser.")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                yield from (Entry(e.filename, e.file_size) for e in archive.infolist() if not e.is_dir())
+            return
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.isreg():
+                    yield Entry(member.name.removeprefix("./"), member.size, member.offset, member.offset_data)
+                tar.members = []  # type: ignore[attr-defined]  # else a list of millions stays in memory
+            # tarfile takes a cut between two members for the end; a whole archive ends with empty blocks.
+            handle: Any = tar.fileobj
+            handle.seek(tar.offset)
+            if not handle.read(512):
+                raise tarfile.ReadError("the end is missing")
+    except BROKEN as error:
+        size = f"{path.stat().st_size:,} bytes" + (f" of {known.size_bytes:,}" if known and known.size_bytes else "")
+        raise InputError(f"{path} ({size}) is truncated, or no zip or tar archive; fetch it again.") from error
+
+
+def _inside(path: Path, entry: Entry) -> Entry:
+    if re.search(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)", entry.name):
+        raise InputError(f"{path} holds {entry.name!r}, which points outside; do not unpack it, fetch it again.")
+    return entry
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the common part has to be told of a set.
+
+    Attributes:
+        archives: What is published, each looked for by its name; a folder without any of them is the unpacked set.
+        features: Columns of a configuration.
+        plan: What rows each split has, in their order, without reading a pixel.
+        row: One row, read; raises UnreadableError.
+        by_folder: Entries of Files are folders.
+        metadata: YAML of the card: licence, tags, pretty_name ...
+        text: Body of the card: source, columns, where the splits are from.
+    """
+
+    archives: Sequence[Archive]
+    configs: Sequence[Config]
+    features: Callable[[Config], datasets.Features]
+    plan: Callable[[Config, Files], dict[str, list[Item]]]
+    row: Callable[[Files, Item], dict[str, Any]]
+    metadata: dict[str, Any]
+    text: str
+    citation: str
+    homepage: str
+    how_to_get: str
+    by_folder: bool = False
+
+    def open(self, data_dir: str | None, manager: Any, accept: bool = False, exact: bool = False) -> Files:
+        """Find, check and list the archives; without data_dir they come from their addresses."""
+        if data_dir is not None:
+            return Files(self.find(Path(data_dir)), accept, exact, self.by_folder)
+        if not all(archive.url or archive.optional for archive in self.archives):
+            raise InputError(f"this set cannot be downloaded by itself: {self.how_to_get} Then pass data_dir.")
+        known = [archive for archive in self.archives if archive.url]
+        paths = [Path(manager.download(archive.url)) for archive in known]
+        return Files(list(zip(paths, known)), accept, exact, self.by_folder)
+
+    def find(self, path: Path) -> list[tuple[Path, Archive | None]]:
+        """The archives in a folder, the folder itself if it holds none, or the one archive."""
+        if not path.exists():
+            raise InputError(f"{path} does not exist. {self.how_to_get}")
+        if path.is_file():
+            if len([archive for archive in self.archives if not archive.optional]) > 1:
+                raise InputError(f"{path} is one of several archives; pass the folder that holds them.")
+            known = [archive for archive in self.archives if archive.name == path.name or len(self.archives) == 1]
+            return [(path, known[0] if known else None)]
+        there = [archive for archive in self.archives if (path / archive.name).is_file()]
+        missing = [archive.name for archive in self.archives if not archive.optional and archive not in there]
+        if there and missing:
+            raise InputError(f"{path} lacks {', '.join(missing)}. {self.how_to_get}")
+        return [(path / archive.name, archive) for archive in there] or [(path, None)]
+
+    def info(self, config: Config) -> datasets.DatasetInfo:
+        """What `datasets` wants to know of a configuration."""
+        return datasets.DatasetInfo(
+            description=config.description,
+            features=self.features(config),
+            citation=self.citation,
+            homepage=self.homepage,
+            license=self.metadata.get("license_name", self.metadata["license"]),
+        )
+
+    def parts(self, config: Config, files: Files) -> list[Config]:
+        """The configurations that have shards of their own."""
+        return [known for known in self.configs if known.name in config.parts] or [config]
+
+    def splits(self, config: Config, files: Files) -> dict[str, list[Item]]:
+        """The plan, checked: no split is empty, no key comes twice."""
+        if config.parts:
+            joined: dict[str, list[Item]] = {}
+            for split, items in (
+                pair for part in self.parts(config, files) for pair in self.splits(part, files).items()
+            ):
+                joined.setdefault(split, []).extend(items)
+            return joined
+        plan = {split: items for split, items in self.plan(config, files).items() if items}
+        for split, items in plan.items():
+            twice = [key for key, times in Counter(item.key for item in items).items() if times > 1]
+            if twice:
+                raise InputError(f"{config.name}/{split} has the id {twice[0]} twice; keep one of them.")
+        if not plan:
+            raise InputError(f"{', '.join(map(str, files.paths))} holds nothing of this set. {self.how_to_get}")
+        return plan
+
+
+class FromRecipe:
+    """What the builders of all sets have in common; for a class that is a GeneratorBasedBuilder, too."""
+
+    RECIPE: Recipe
+    config: Any
+
+    def _info(self) -> datasets.DatasetInfo:
+        return self.RECIPE.info(self.config)
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        config = self.config
+        files = self.RECIPE.open(config.data_dir, dl_manager, config.accept_archive, config.exact)
+        generators = []
+        for split, items in self.RECIPE.splits(config, files).items():
+            batches = [items[i : i + 100] for i in range(0, len(items), 100)]  # a list is what num_proc divides
+            generators.append(datasets.SplitGenerator(split, gen_kwargs={"files": files, "batches": batches}))
+        return generators
+
+    def _generate_examples(self, files: Files, batches: list[list[Item]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for item in (item for batch in batches for item in batch):
+            yield item.key, self.RECIPE.row(files, item)
+
+
+class Job(NamedTuple):
+    """One shard to write; `part` is the key of its split in the state, `files` has what its rows are made of."""
+
+    recipe: Recipe
+    part: str
+    number: int
+    target: Path
+    features: datasets.Features
+    items: list[Item]
+    files: Files
+    manifest: bool
+    skip: bool
+
+
+def _watch_parent() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Of a killed build the workers would wait for their next shard for ever."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+def _write_shard(job: Job) -> tuple[str, int, dict[str, Any]]:
+    files, skipped = job.files, []
+    row_bytes = sum(map(files.size, job.items)) // len(job.items) + 1
+    unfinished = job.target.with_name(f"{UNFINISHED}{os.getpid()}-{job.target.name}")
+    features = _without_pixels(job.features) if job.manifest else job.features
+    try:
+        batch = min(max(ROW_GROUP_BYTES // row_bytes, 1), 100)
+        with ParquetWriter(path=str(unfinished), features=features, writer_batch_size=batch) as writer:
+            for item in tqdm(job.items, job.target.name, leave=False, disable=None, unit="row"):
+                try:
+                    row = job.recipe.row(files, item)
+                except UnreadableError as error:
+                    if not job.skip:
+                        raise
+                    skipped.append(str(error))
+                    continue
+                if job.manifest:
+                    row = {name: value for name, value in (_digest_of(files, item) | row).items() if name in features}
+                writer.write(features.encode_example(row))
+            rows, num_bytes = writer.finalize()
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, job.target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    record = {"rows": rows, "num_bytes": num_bytes, "size": job.target.stat().st_size, "skipped": skipped}
+    return job.part, job.number, record
+
+
+def _digest_of(files: Files, item: Item) -> dict[str, str]:
+    digest = hashlib.sha256()
+    for name in item.names:
+        contents = files.read_folder(name) if files.by_folder else {"": files.read(name)}
+        for _, content in sorted(contents.items()):
+            digest.update(content)
+    return {"sha256": digest.hexdigest()}
+
+
+def _write_shards(jobs: list[Job], num_proc: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    if num_proc == 1:
+        yield from map(_write_shard, jobs)
+        return
+    with ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _watch_parent) as pool:
+        waiting = [pool.submit(_write_shard, job) for job in jobs]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _without_pixels(features: datasets.Features) -> datasets.Features:
+    """The columns of a manifest: a SHA-256 of the row's files in place of what holds pixels."""
+    arrays, binary = (datasets.Image, datasets.Array2D, datasets.Array3D), ("binary", "large_binary")
+    heavy = [k for k, v in features.items() if isinstance(v, arrays) or getattr(v, "dtype", "") in binary]
+    kept = {name: feature for name, feature in features.items() if name not in heavy}
+    return datasets.Features({"sha256": datasets.Value("string")} | kept)
+
+
+def _cut(items: list[Item], files: Files, max_bytes: int) -> list[list[Item]]:
+    """Cut a split into pieces of at most max_bytes, the same ones every time; a larger row stands alone."""
+    shards: list[list[Item]] = [[]]
+    filled = 0
+    for item in items:
+        size = files.size(item)
+        if shards[-1] and filled + size > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(item)
+        filled += size
+    return shards
+
+
+def _save(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> None:
+    """Write the shards that are not there yet, then the card."""
+    manager = datasets.DownloadManager() if args.download else None
+    files = recipe.open(None if args.download else args.data_dir, manager, args.accept_archive, args.exact)
+    plans = {
+        part.name: (part, recipe.splits(part, files)) for config in configs for part in recipe.parts(config, files)
+    }
+    folder = Path(args.output_dir)
+    flags = [args.max_shard_mb, args.manifest_only, args.skip_unreadable]
+    script = hashlib.sha256(Path(sys.modules[recipe.plan.__module__].__file__ or "").read_bytes()).hexdigest()
+    made_of = [files.digests, flags, script, datasets.__version__]
+    state: dict[str, Any] = {"made_of": made_of, "parts": {}, "configs": {}}
+    if (folder / STATE).exists():
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if state["made_of"] != made_of:
+            raise InputError(f"{folder} holds shards of other files, flags or versions; choose another --output_dir.")
+    elif folder.exists() and any(not path.name.startswith(UNFINISHED) for path in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no build; choose another --output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(folder / STATE, json.dumps(state))
+    for leftover in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"*/{UNFINISHED}*")]:
+        leftover.unlink(missing_ok=True)
+    jobs: dict[Path, Job] = {}
+    stored: dict[str, dict[str, str]] = {}  # configuration -> split -> part
+    for config, plan in plans.values():
+        features = recipe.features(config)
+        (folder / config.name).mkdir(exist_ok=True)
+        splits = stored[config.name] = {}
+        for split, items in plan.items():
+            # Splits that are the same in two configurations are stored once; the card points both to them.
+            part = hashlib.sha256(json.dumps([features.to_dict(), items], default=str).encode()).hexdigest()
+            splits[split] = part
+            shards = _cut(items, files, int(args.max_shard_mb * 1e6))
+            new = {"where": f"{config.name}/{split}", "shards": [None] * len(shards)}
+            known = state["parts"].setdefault(part, new)
+            for number, (shard, record) in enumerate(zip(shards, known["shards"])):
+                target = folder / f"{known['where']}-{number:05d}-of-{len(shards):05d}.parquet"
+                if record is None or not target.exists() or target.stat().st_size != record["size"]:
+                    job = Job(recipe, part, number, target, features, shard, files.part(shard), *flags[1:])
+                    jobs.setdefault(target, job)
+    for config in configs:
+        places: dict[str, list[str]] = {}
+        for split, part in (pair for source in recipe.parts(config, files) for pair in stored[source.name].items()):
+            places.setdefault(split, []).append(part)
+        state["configs"][config.name] = {"splits": places, "notes": files.notes}
+    _save(folder / STATE, json.dumps(state))
+    if jobs:
+        written = _write_shards(list(jobs.values()), args.num_proc)
+        for part, number, record in tqdm(written, "shards", len(jobs), disable=None):
+            state["parts"][part]["shards"][number] = record
+            _save(folder / STATE, json.dumps(state))
+    for config, _ in plans.values():  # of configurations that share all their splits nothing is left
+        if not any((folder / config.name).iterdir()):
+            (folder / config.name).rmdir()
+    _save(folder / "README.md", card(recipe, state, args.manifest_only))
+    rows = sum(shard["rows"] for part in state["parts"].values() for shard in part["shards"] if shard)
+    _say(f"{folder}: {rows:,} rows stored, {len(jobs)} shards written now.")
+
+
+def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
+    """README.md: the metadata that the Hub and `load_dataset` read, then what a person wants to know."""
+    from datasets.info import DatasetInfosDict
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCardData
+
+    infos, places, table, notes = DatasetInfosDict(), MetadataConfigs(), [], []
+    for config in recipe.configs:
+        entry = state["configs"].get(config.name)
+        places_of = entry["splits"] if entry else {}
+        parts = {split: [state["parts"][part] for part in keys] for split, keys in places_of.items()}
+        records = [record for pieces in parts.values() for piece in pieces for record in piece["shards"]]
+        if not records or None in records:
+            continue
+        info = recipe.info(config)
+        info.features = _without_pixels(info.features) if manifest_only else info.features
+        info.splits, info.download_size, info.dataset_size = datasets.SplitDict(), 0, 0
+        for split, pieces in parts.items():
+            shards = [shard for piece in pieces for shard in piece["shards"]]
+            rows, num_bytes, size = (sum(shard[key] for shard in shards) for key in ("rows", "num_bytes", "size"))
+            info.splits.add(datasets.SplitInfo(split, num_bytes, rows))
+            info.download_size += size
+            info.dataset_size += num_bytes
+        infos[config.name] = info
+        paths = {split: [f"{piece['where']}-*.parquet" for piece in pieces] for split, pieces in parts.items()}
+        data_files = [{"split": split, "path": path if len(path) > 1 else path[0]} for split, path in paths.items()]
+        places[config.name] = {"data_files": data_files}
+        counts = ", ".join(f"{split} {part.num_examples:,}" for split, part in info.splits.items())
+        table.append(f"| `{config.name}` | {counts} | {config.description} |")
+        notes += [note for note in entry["notes"] if note not in notes]
+        notes += [f"Left out: {text}" for record in records for text in record["skipped"]]
+    wholes = [config.name for config in recipe.configs if config.parts and config.name in places]
+    places[(wholes or list(places))[0]]["default"] = True
+    data = DatasetCardData(**recipe.metadata)
+    infos.to_dataset_card_data(data)
+    places.to_dataset_card_data(data)
+    text = ["| configuration | rows | what it is |", "|---|---|---|", *table]
+    text += ["", "A manifest: SHA-256 sums stand in place of the pixels."] if manifest_only else []
+    text += ["", "## Not as published", "", *dict.fromkeys(f"- {note}" for note in notes)] if notes else []
+    licence = recipe.metadata.get("license_name", recipe.metadata["license"])
+    text += ["", f"Licence: {licence}. Homepage: {recipe.homepage}", "", "```bibtex", recipe.citation.strip(), "```"]
+    title = f"# {recipe.metadata['pretty_name']}"
+    return "\n".join(["---", data.to_yaml(), "---", "", title, "", recipe.text.strip(), "", *text, ""])
+
+
+def push(folder: Path, repo: str, private: bool) -> None:
+    """Upload the card and the shards as they are, in one commit; older shards of the same configurations go."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, repo_type="dataset", private=private or None, exist_ok=True)
+        if private and not api.dataset_info(repo).private:
+            raise InputError(f"{repo} exists and is public; make it private, or choose another name.")
+        shards = [f"{path.name}/*.parquet" for path in sorted(folder.iterdir()) if path.is_dir()]
+        wanted = ["README.md", *shards]
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, repo_type="dataset", allow_patterns=wanted, delete_patterns=shards
+        )
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PushError(f"{repo} was not pushed ({reason}); {folder} is whole: repeat the command.") from error
+
+
+def parse_args(recipe: Recipe, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, the same for every set."""
+    names = [config.name for config in recipe.configs]
+    parser = argparse.ArgumentParser(description=f"{recipe.metadata['pretty_name']}: raw files -> Parquet and card.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data_dir", help="the archive, a folder with the archives, or the unpacked set")
+    source.add_argument("--download", action="store_true", help="fetch the archives, where they have an address")
+    parser.add_argument("--output_dir", required=True, help="new folder, or one of an interrupted build to go on with")
+    parser.add_argument("--config", nargs="+", choices=names, default=names, help="configurations (default: all)")
+    parser.add_argument("--num_proc", type=int, default=1, help="shards written at a time")
+    parser.add_argument("--max_shard_mb", type=float, default=300, help="size of a shard in MB, by its source files")
+    parser.add_argument("--accept_archive", action="store_true", help="go on where checksum or counts are others")
+    parser.add_argument("--exact", action="store_true", help="refuse wrong counts even with --accept_archive")
+    parser.add_argument("--skip_unreadable", action="store_true", help="leave broken files out; the card names them")
+    parser.add_argument("--manifest_only", action="store_true", help="ids and SHA-256 sums in place of pixels")
+    parser.add_argument("--push_to_hub", metavar="REPO", help="owner/name of a dataset repository")
+    parser.add_argument("--private", action="store_true", help="make that repository private")
+    return parser.parse_args(argv)
+
+
+def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code: 0 done, 2 the input is at fault, 1 the Hub could not be reached."""
+    args = parse_args(recipe, argv)
+    try:
+        configs = [config for config in recipe.configs if config.name in args.config]
+        for config in recipe.configs if args.push_to_hub and not args.manifest_only else []:
+            forbidden = config.no_push or ("" if args.private else config.private_only)
+            # What an earlier call left in the folder would be pushed along.
+            if forbidden and (config in configs or (Path(args.output_dir) / config.name).exists()):
+                raise InputError(f"{config.name} must not be pushed: {forbidden}")
+        if args.num_proc < 1 or args.max_shard_mb <= 0:
+            raise InputError("--num_proc and --max_shard_mb have to be positive.")
+        build(recipe, args, configs)
+        if args.push_to_hub:
+            push(Path(args.output_dir), args.push_to_hub, args.private)
+    except (InputError, OSError) as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        return 2
+    except PushError as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on from here.")
+        return 130
+    return 0
+
+
+# --- common to all dataset scripts: end ---
+
+
+# --- difference hash: begin ---
+def dhash(image: Image.Image) -> int:
+    """Sixty-four bits, one for each of 8 x 8 places: is the grey left of the place darker than the one right of it."""
+    grey = np.asarray(image.convert("RGB").convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
+
+
+# --- difference hash: end ---
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+# What becomes RGB without a change of meaning; GeoPile's loader converts in the same way.
+MODES = ("RGB", "L", "RGBA", "LA", "P", "CMYK", "YCbCr")
+PILE = "pile.yaml"
+GOOGLE = "its pictures are Google Earth's, and nobody may pass them on in another's name; "
+MANIFEST = "push a manifest (--manifest_only), from which others rebuild it out of the original."
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source.
+
+    Attributes:
+        name: Of its configuration and in front of its keys.
+        title: What the column `source` says.
+        pattern: Is in the name of its folder or archive, of which only letters and digits count.
+        gsd_m: Ground sampling distance, lowest and highest, in metres.
+        images, classes, per_class: What has to be there; 0 or empty where it is not known.
+        labelled: The folder of a picture is its class.
+        path: Where it was found.
+        sample: What to draw instead, where `path` is None.
+    """
+
+    name: str
+    title: str
+    pattern: str
+    gsd_m: tuple[float, float]
+    licence: str
+    images: int = 0
+    classes: tuple[str, ...] = ()
+    per_class: int = 0
+    labelled: bool = True
+    no_push: str = ""
+    archive: Archive | None = None
+    path: Path | None = None
+    sample: "Sample | None" = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Windows to draw from NAIP tiles, because no list of the original ones was published."""
+
+    tiles: tuple[str, ...]
+    windows: int = 300_000
+    size: int = 256
+    seed: int = 0
+
+
+RESISC45 = (
+    "airplane", "airport", "baseball_diamond", "basketball_court", "beach", "bridge", "chaparral", "church",
+    "circular_farmland", "cloud", "commercial_area", "dense_residential", "desert", "forest", "freeway", "golf_course",
+    "ground_track_field", "harbor", "industrial_area", "intersection", "island", "lake", "meadow", "medium_residential",
+    "mobile_home_park", "mountain", "overpass", "palace", "parking_lot", "railway", "railway_station",
+    "rectangular_farmland", "river", "roundabout", "runway", "sea_ice", "ship", "snowberg", "sparse_residential",
+    "stadium", "storage_tank", "tennis_court", "terrace", "thermal_power_station", "wetland",
+)  # fmt: skip
+PATTERNNET = (
+    "airplane", "baseball_field", "basketball_court", "beach", "bridge", "cemetery", "chaparral", "christmas_tree_farm",
+    "closed_road", "coastal_mansion", "crosswalk", "dense_residential", "ferry_terminal", "football_field", "forest",
+    "freeway", "golf_course", "harbor", "intersection", "mobile_home_park", "nursing_home", "oil_gas_field", "oil_well",
+    "overpass", "parking_lot", "parking_space", "railway", "river", "runway", "runway_marking", "shipping_yard",
+    "solar_panel", "sparse_residential", "storage_tank", "swimming_pool", "tennis_court", "transformer_station",
+    "wastewater_treatment_plant",
+)  # fmt: skip
+# Images and ground sampling distances: table 2 of the GFM paper.
+SOURCES = (
+    Source(
+        "resisc45", "RESISC45", "resisc45", (0.2, 30), "CC-BY-NC-4.0", 31_500, RESISC45, 700,
+        no_push=f"RESISC45 is CC-BY-NC, and {GOOGLE}{MANIFEST}",
+        archive=Archive("NWPU-RESISC45.zip", md5="75206b2e16446591afa88e2628744886", optional=True),
+    ),
+    Source(
+        "patternnet", "PatternNet", "patternnet", (0.1, 0.8), "CC-BY-4.0", 30_400, PATTERNNET, 800,
+        archive=Archive("PatternNet.zip", md5="96d54b3224c5350a98d55d5a7e6984ad", optional=True),
+    ),
+    Source("mlrsnet", "MLRSNet", "mlrsnet", (0.1, 10), "CC-BY-4.0", 109_161),
+    Source(
+        "rsd46", "RSD46-WHU", "rsd46", (0.5, 2), "free for education, research and commercial use", 116_893,
+        no_push=f"{GOOGLE}{MANIFEST}",
+    ),
+    Source("naip", "NAIP", "naip", (1, 1), "public domain (USDA)", 300_000, labelled=False),
+)  # fmt: skip
+
+
+class PileFiles(Files):
+    """The files of all sources, each below the name of its configuration; `sources` are those that are there."""
+
+    sources: dict[str, Source]
+
+
+class PileRecipe(Recipe):
+    """Finds the sources in a folder, or those that a pile.yaml names."""
+
+    def open(self, data_dir: str | None, manager: Any, accept: bool = False, exact: bool = False) -> PileFiles:
+        """List all sources."""
+        if data_dir is None:
+            raise InputError(f"this set cannot be downloaded by itself: {self.how_to_get} Then pass data_dir.")
+        sources, places = find_sources(Path(data_dir), self.how_to_get), []
+        for source, path in ((source, source.path) for source in sources if source.path):
+            archive = source.archive if source.archive and source.archive.name == path.name else Archive(path.name)
+            scattered = path.suffix in (".gz", ".tgz")
+            places.append((path, archive._replace(prefix=f"{source.name}/", unpack=scattered)))
+        files = PileFiles(places, accept, exact)
+        files.sources = {source.name: source for source in sources}
+        files.digests.append(repr([replace(source, path=None) for source in sources]))
+        return files
+
+    def parts(self, config: Config, files: Files) -> list[Config]:
+        """Of `all`, the sources that are there."""
+        assert isinstance(files, PileFiles)
+        if config.name != "all":
+            return [config]
+        lacking = [source.title for source in SOURCES if source.name not in files.sources]
+        if lacking and len(lacking) < len(SOURCES):
+            files.object(
+                f"the pile lacks {', '.join(lacking)} (--config builds single sources)", acceptable=not files.exact
+            )
+        return [config_of(source) for source in files.sources.values()]
+
+
+def find_sources(path: Path, how_to_get: str) -> list[Source]:
+    """The sources in a folder with or without a pile.yaml, of a YAML file alone, or the one that is given itself."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist. {how_to_get}")
+    alone = path.suffix in (".yaml", ".yml")
+    written = path if alone else path / PILE
+    settings = read_pile(written) if written.is_file() else {}
+    found: dict[str, Source] = {}
+    for child in _children(written.parent / settings["geopile"] if "geopile" in settings else path):
+        known = next((source for source in SOURCES if source.pattern in _letters(child.name)), None)
+        if known is None or not (child.is_dir() or child.name.endswith((*ARCHIVES, ".rar"))):
+            continue
+        if child.suffix == ".rar":
+            raise InputError(f"{child} is a rar archive, which Python cannot read; unpack it into a folder beside it.")
+        if known.name in found:
+            raise InputError(f"{found[known.name].path} and {child} are the same source; keep one of them.")
+        found[known.name] = replace(known, path=child)
+    if "naip" in settings:
+        if "naip" in found:
+            raise InputError(f"{found['naip'].path} and the tiles of {written} are the same source; keep one of them.")
+        sample = _sample(settings["naip"], written)
+        found["naip"] = replace(SOURCES[-1], title="NAIP-like", images=sample.windows, sample=sample)
+    published = [found[source.name] for source in SOURCES if source.name in found]
+    own = [_own_source(entry, written) for entry in settings.get("sources", [])]
+    for name, times in Counter([*(s.name for s in own), "all", *(s.name for s in SOURCES)]).items():
+        if times > 1:
+            raise InputError(f"{written}: the name {name} is taken; choose another one.")
+    return published + own
+
+
+def _children(path: Path) -> list[Path]:
+    """What may be a source: what lies in a folder and in the authors' GeoPileV0 below it, or the one file."""
+    if path.suffix in (".yaml", ".yml"):
+        return []
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder; geopile in {PILE} names the one with the published sources.")
+    children = [child for child in sorted(path.iterdir()) if not child.name.startswith(".")]
+    below = [child for child in children if child.is_dir() and "geopile" in _letters(child.name)]
+    return children + [child for folder in below for child in sorted(folder.iterdir())]
+
+
+def read_pile(path: Path) -> dict[str, Any]:
+    """The settings in a pile.yaml, their names checked."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no YAML ({error}); see the head of geopile.py for an example.") from error
+    _check_keys(settings, {"sources", "naip", "geopile"}, set(), path)
+    if not isinstance(settings.get("sources", []), list):
+        raise InputError(f"{path}: sources has to be a list.")
+    return settings
+
+
+def _check_keys(entry: Any, known: set[str], needed: set[str], path: Path) -> None:
+    if not isinstance(entry, dict) or not needed <= entry.keys() <= known:
+        raise InputError(f"{path}: {entry!r} has to have {', '.join(sorted(needed)) or 'no keys'} and may have "
+                         f"{', '.join(sorted(known - needed))}.")  # fmt: skip
+
+
+def _own_source(entry: Any, written: Path) -> Source:
+    needed = {"name", "path", "gsd_m", "licence"}
+    _check_keys(entry, needed | {"redistribute", "labelled"}, needed, written)
+    name, path = str(entry["name"]), written.parent / str(entry["path"])
+    if not re.fullmatch(r"\w[\w-]*", name):
+        raise InputError(f"{written}: {name!r} is no name for a configuration; use letters, digits, - and _.")
+    if not path.exists():
+        raise InputError(f"{written}: {path} does not exist.")
+    try:
+        low, high = entry["gsd_m"] if isinstance(entry["gsd_m"], list) else [entry["gsd_m"]] * 2
+        gsd_m = (float(low), float(high))
+    except (TypeError, ValueError):
+        gsd_m = (0.0, 0.0)
+    if not 0 < gsd_m[0] <= gsd_m[1]:
+        raise InputError(f"{written}: gsd_m of {name} has to be metres a pixel, a number or [lowest, highest].")
+    closed = f"{written.name} does not say that {name} may be passed on (redistribute: true); {MANIFEST}"
+    return Source(
+        name, name, "", gsd_m, str(entry["licence"]), labelled=entry.get("labelled") is True,
+        no_push="" if entry.get("redistribute") is True else closed, path=path,
+    )  # fmt: skip
+
+
+def _sample(entry: Any, written: Path) -> Sample:
+    _check_keys(entry, {"tiles", "windows", "size", "seed"}, {"tiles"}, written)
+    numbers = {name: value for name, value in entry.items() if name != "tiles"}
+    if not all(type(value) is int and value >= 0 for value in numbers.values()) or 0 in (
+        entry.get("size", 1), entry.get("windows", 1)
+    ):  # fmt: skip
+        raise InputError(f"{written}: windows, size and seed of naip have to be whole numbers, the first two above 0.")
+    listed = entry["tiles"] if isinstance(entry["tiles"], list) else _tiles(str(entry["tiles"]), written.parent)
+    tiles = [tile if "://" in tile else str(written.parent / tile) for tile in map(str, listed)]
+    twice = [name for name, times in Counter(_file_name(tile) for tile in tiles).items() if times > 1]
+    if not tiles or twice:
+        raise InputError(f"{written}: {f'the tile {twice[0]} is named twice' if twice else 'no tile is named'}.")
+    return Sample(tuple(sorted(tiles, key=_file_name)), **numbers)
+
+
+def _tiles(place: str, root: Path) -> list[str]:
+    """Tiles in a folder, named line by line in a text, or the assets `image` of a STAC item collection."""
+    path = root / place
+    if path.is_dir():
+        return [
+            file.relative_to(root).as_posix() for file in sorted(path.rglob("*")) if file.suffix in (".tif", ".tiff")
+        ]
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix in (".json", ".geojson"):
+            return [item["assets"]["image"]["href"] for item in json.loads(text)["features"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is no folder of tiles, no list of them and no STAC item collection with assets named image "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _file_name(tile: str) -> str:
+    return PurePosixPath(tile.partition("?")[0]).name
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def config_of(source: Source) -> Config:
+    """The configuration of one source."""
+    low, high = source.gsd_m
+    gsd = f"{low:g} m" if low == high else f"{low:g} to {high:g} m"
+    return Config(
+        name=source.name, no_push=source.no_push, description=f"{source.title}: {gsd}, licence: {source.licence}."
+    )
+
+
+def features(config: Config) -> datasets.Features:
+    """Columns, the same for all sources, so that `all` needs no shards of its own."""
+    text, metres, number = datasets.Value("string"), datasets.Value("float64"), datasets.Value("int32")
+    return datasets.Features(
+        {
+            "image": datasets.Image(),
+            "source": text,
+            "source_id": text,
+            "gsd_m": {"min": metres, "max": metres},
+            "width": number,
+            "height": number,
+            "sha256": text,
+            "dhash": text,
+            "label": text,
+            "labels": datasets.Sequence(text),
+        }
+    )
+
+
+def plan(config: Config, files: Files) -> dict[str, list[Item]]:
+    """The pictures of one source; their order is that of a hash of their names, so that a stream mixes the classes."""
+    assert isinstance(files, PileFiles)
+    source = files.sources.get(config.name)
+    if source is None:
+        return {}
+    if source.sample:
+        items = list(windows(source.sample))
+    else:
+        items = list(pictures(source, files))
+        if source.images:
+            files.expect(f"images of {source.title}", len(items), source.images)
+        check_classes(source, items, files)
+    return {"train": sorted(items, key=lambda item: hashlib.md5(item.key.encode()).digest())}
+
+
+def pictures(source: Source, files: Files) -> Iterator[Item]:
+    """The picture files below the folder of a source."""
+    prefix = f"{source.name}/"
+    hidden = re.compile(r"/\.|__MACOSX/")
+    names = [name for name in files.entries if name.startswith(prefix) and not hidden.search(name)]
+    tables = [name for name in names if name.endswith(".csv")] if source.name == "mlrsnet" else []
+    labels, without = multi_labels(files, tables), 0
+    for name in names:
+        if not name.lower().endswith(SUFFIXES):
+            continue
+        path = PurePosixPath(name.removeprefix(prefix))
+        folders = [folder for folder in path.parts[:-1] if not _is_wrapper(folder, source)]
+        source_id = "/".join([*folders, path.name])
+        label = folders[-1] if source.labelled and folders else None
+        without += bool(tables) and path.name not in labels
+        known = (source.title, source_id, *source.gsd_m, label, labels.get(path.name))
+        yield Item(f"{source.name}/{source_id}", (name,), known)
+    if without:
+        files.note(f"{source.title}: pictures without a row in the tables of labels: {without:,}")
+
+
+def _is_wrapper(folder: str, source: Source) -> bool:
+    """Folders that only some copies of a source have around its classes are no part of an id."""
+    return folder.lower() == "images" or bool(source.pattern) and source.pattern in _letters(folder)
+
+
+def check_classes(source: Source, items: list[Item], files: Files) -> None:
+    """Name classes that are missing or have another number of pictures than published."""
+    found = Counter(item.known[4] for item in items)
+    missing = [name for name in source.classes if name not in found]
+    if missing:
+        files.object(f"{source.title}: the folders of {', '.join(missing)} are missing", acceptable=not files.exact)
+    odd = [f"{name} ({times})" for name, times in sorted(found.items()) if source.per_class not in (0, times)]
+    if odd:
+        files.object(f"{source.title}: classes without {source.per_class} pictures: {', '.join(odd)}", not files.exact)
+
+
+def multi_labels(files: Files, tables: list[str]) -> dict[str, tuple[str, ...]]:
+    """MLRSNet's labels by file name, from its tables: a picture, then 0 or 1 for each of the names in the head."""
+    labels: dict[str, tuple[str, ...]] = {}
+    for table in tables:
+        lines = files.read(table).decode("utf-8-sig", errors="replace").splitlines()
+        names = [name.strip() for name in lines[0].split(",")[1:]] if lines else []
+        broken = []
+        for number, line in enumerate(lines[1:], start=2):
+            name, *values = (value.strip() for value in line.split(","))
+            if not line.strip():
+                continue
+            if len(values) != len(names) or not set(values) <= {"0", "1"} or name in labels:
+                broken.append(number)
+                continue
+            labels[name] = tuple(label for label, value in zip(names, values) if value == "1")
+        if broken:
+            rows = ", ".join(map(str, broken))
+            files.note(f"{table}: broken rows, of which the pictures have no labels: {rows}")
+    return labels
+
+
+def windows(sample: Sample) -> Iterator[Item]:
+    """Places for the windows of a sample: as many in each tile, in cells of a grid that a seed puts in order.
+
+    The n-th window of a tile with N of them is the first cell without nodata of the n-th, (n+N)-th ... cell, so that
+    no window depends on another one.
+    """
+    share, more = divmod(sample.windows, len(sample.tiles))
+    for number, tile in enumerate(tqdm(sample.tiles, "tiles", disable=None)):
+        count = share + (number < more)
+        try:
+            with rasterio.open(tile) as raster:
+                metres = raster.crs.linear_units_factor[1] if raster.crs and raster.crs.is_projected else 0.0
+                sides = [abs(side) * metres for side in raster.res]
+                bands, kind = raster.count, raster.dtypes[0]
+                columns, rows = raster.width // sample.size, raster.height // sample.size
+        except rasterio.errors.RasterioError as error:
+            raise InputError(f"the tile {tile} cannot be read ({error}); fetch it again.") from error
+        if any(abs(side - 1) > 0.01 for side in sides) or bands not in (3, 4) or kind != "uint8":
+            size = " x ".join(f"{side:g}" for side in sides)
+            raise InputError(f"{tile} has {bands} bands of {kind} at {size} m (0 without projection), but NAIP of 1 m, "
+                             "RGB or RGBI in bytes, is needed; leave it out.")  # fmt: skip
+        if count > columns * rows:
+            raise InputError(f"{tile} has room for {columns * rows} windows, not for {count}; name more tiles.")
+        seed = hashlib.sha256(f"{sample.seed}:{_file_name(tile)}".encode()).digest()
+        cells = np.random.default_rng(list(seed)).permutation(columns * rows).tolist()
+        for place in range(count):
+            corners = tuple(
+                (cell % columns * sample.size, cell // columns * sample.size) for cell in cells[place::count]
+            )
+            yield Item(f"naip/{_file_name(tile)}#{place}", (), (tile, corners, sample.size), 3 * sample.size**2)
+
+
+def row(files: Files, item: Item) -> dict[str, Any]:
+    """One picture: its file as it is, or a window of a tile as PNG."""
+    if item.names:
+        title, source_id, low, high, label, labels = item.known
+        content, image = files.open_image(item.names[0], MODES)
+        name = PurePosixPath(source_id).name
+    else:
+        content, image, source_id = draw(*item.known)
+        title, low, high, label, labels, name = "NAIP-like", 1.0, 1.0, None, None, f"{source_id}.png"
+    return {
+        "image": {"bytes": content, "path": name},
+        "source": title,
+        "source_id": source_id,
+        "gsd_m": {"min": low, "max": high},
+        "width": image.width,
+        "height": image.height,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "dhash": f"{dhash(image):016x}",
+        "label": label,
+        "labels": list(labels or ()),
+    }
+
+
+def draw(tile: str, corners: Sequence[tuple[int, int]], size: int) -> tuple[bytes, Image.Image, str]:
+    """The first of some windows of a tile without nodata, which is marked as such or 0 in all bands.
+
+    Returns:
+        PNG bytes, the picture, and `tile:column:row` of its upper left corner.
+    """
+    name = _file_name(tile)
+    try:
+        # A remote tile is one file: looking for others beside it costs a request each.
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), rasterio.open(tile) as raster:
+            for column, line in corners:
+                window = Window(column, line, size, size)
+                pixels = raster.read((1, 2, 3), window=window)
+                if pixels.any(axis=0).all() and raster.read_masks(1, window=window).all():
+                    image, buffer = Image.fromarray(pixels.transpose(1, 2, 0)), io.BytesIO()
+                    image.save(buffer, format="PNG")
+                    return buffer.getvalue(), image, f"{name}:{column}:{line}"
+    except rasterio.errors.RasterioError as error:
+        raise UnreadableError(f"the tile {tile} cannot be read ({error}).") from error
+    raise UnreadableError(f"{tile} has no window without nodata in {len(corners)} places; leave it out.")
+
+
+HOW_TO_GET = (
+    "Put NWPU-RESISC45.zip, PatternNet.zip, MLRSNet, RSD46-WHU and NAIP, as archives or folders, into one folder, or "
+    "take the authors' GeoPileV0; pile.yaml adds your own folders."
+)
+RECIPE = PileRecipe(
+    archives=tuple(source.archive for source in SOURCES if source.archive),
+    configs=(
+        *map(config_of, SOURCES),
+        Config(
+            name="all",
+            description="All sources, one after the other.",
+            no_push=f"it holds RESISC45 and RSD46-WHU; push the others with --config, or {MANIFEST}",
+            parts=tuple(source.name for source in SOURCES),
+        ),
+    ),
+    features=features,
+    plan=plan,
+    row=row,
+    metadata={
+        "pretty_name": "GeoPile",
+        "license": "other",
+        "license_name": "one-for-each-source",
+        "task_categories": ["image-feature-extraction", "image-classification"],
+        "tags": ["geospatial", "remote-sensing", "aerial-imagery", "satellite-imagery", "pretraining"],
+        "size_categories": ["100K<n<1M"],
+    },
+    text="""
+The pile that "Towards Geospatial Foundation Models via Continual Pretraining" (ICCV 2023, table 2) pretrains on:
+varied, dense pictures of five sources, 587,954 in all. Labels are kept where a source has them; pretraining does not
+look at them.
+
+| source | pictures | metres a pixel | classes | licence |
+|---|---|---|---|---|
+| NAIP | 300,000 | 1 | none | public domain (USDA) |
+| RSD46-WHU | 116,893 | 0.5 to 2 | 46 | free for education, research and commercial use, says its publisher; Google Earth and Tianditu imagery |
+| MLRSNet | 109,161 | 0.1 to 10 | 46 folders, 60 labels | CC-BY-4.0 |
+| RESISC45 | 31,500 | 0.2 to 30 | 45 | CC-BY-NC-4.0; Google Earth imagery |
+| PatternNet | 30,400 | 0.1 to 0.8 | 38 | CC-BY-4.0; Google Earth imagery |
+
+| column | what it is |
+|---|---|
+| `image` | the file of the source, byte for byte; of NAIP-like windows a PNG |
+| `source`, `source_id` | which source, and the path in it: class / file, or tile : column : row of a window's corner |
+| `gsd_m` | `min` and `max`: metres a pixel of the source, not of the single picture |
+| `width`, `height` | pixels |
+| `sha256` | of the bytes of `image` |
+| `dhash` | difference hash, 16 hex digits, by which near-duplicates are found |
+| `label` | class, by its folder; null where there is none (`class_encode_column` makes numbers of it) |
+| `labels` | the names of MLRSNet's multi-labels, with the spelling of its tables; else empty |
+
+Rows of a source are in the order of the MD5 of source / source_id: the same in every build, and a stream mixes the
+classes. All pictures are in the split `train`.
+
+**NAIP-like.** The authors' 300,000 NAIP crops were published without a list of their places. Where `source` says
+NAIP-like, windows were drawn from other tiles: cells of a grid in an order that a seed and the tile's name give,
+red, green and blue of 1 m tiles, without nodata; `source_id` lists them.
+
+**To know.** Widths of RSD46-WHU and MLRSNet differ. MLRSNet's spelling (`swimmimg_pool`, `harbor&port`, `habor`,
+`snowberg`) is kept. RESISC45, PatternNet and the benchmark UC Merced have classes and, here and there, scenes in
+common: look for near-duplicates before you compare scores.
+""",
+    citation="""
+@inproceedings{mendieta2023towards,
+  title = {Towards Geospatial Foundation Models via Continual Pretraining},
+  author = {Mendieta, Matias and Han, Boran and Shi, Xingjian and Zhu, Yi and Chen, Chen},
+  booktitle = {IEEE/CVF International Conference on Computer Vision},
+  year = {2023}
+}
+@article{long2017accurate,
+  title = {Accurate Object Localization in Remote Sensing Images Based on Convolutional Neural Networks},
+  author = {Long, Yang and Gong, Yiping and Xiao, Zhifeng and Liu, Qing},
+  journal = {IEEE Transactions on Geoscience and Remote Sensing},
+  year = {2017}
+}
+@article{qi2020mlrsnet,
+  title = {{MLRSNet}: A multi-label high spatial resolution remote sensing dataset for semantic scene understanding},
+  author = {Qi, Xiaoman and others},
+  journal = {ISPRS Journal of Photogrammetry and Remote Sensing},
+  year = {2020}
+}
+@article{cheng2017remote,
+  title = {Remote Sensing Image Scene Classification: Benchmark and State of the Art},
+  author = {Cheng, Gong and Han, Junwei and Lu, Xiaoqiang},
+  journal = {Proceedings of the IEEE},
+  year = {2017}
+}
+@article{zhou2018patternnet,
+  title = {{PatternNet}: A benchmark dataset for performance evaluation of remote sensing image retrieval},
+  author = {Zhou, Weixun and Newsam, Shawn and Li, Congmin and Shao, Zhenfeng},
+  journal = {ISPRS Journal of Photogrammetry and Remote Sensing},
+  year = {2018}
+}
+""",
+    homepage="https://github.com/mmendiet/GFM",
+    how_to_get=HOW_TO_GET,
+)
+
+
+class GeoPile(FromRecipe, datasets.GeneratorBasedBuilder):
+    """The builder: the class for `datasets` 5, the loading script for 3.6. Own sources are part of `all`."""
+
+    RECIPE = RECIPE
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = Config
+    BUILDER_CONFIGS = list(RECIPE.configs)
+    DEFAULT_CONFIG_NAME = "all"
+    DEFAULT_WRITER_BATCH_SIZE = 100
+
+
+def recipe_for(data_dir: str) -> Recipe:
+    """The recipe with a configuration for each source that is there."""
+    sources = find_sources(Path(data_dir), HOW_TO_GET)
+    whole = RECIPE.configs[-1]
+    closed = "" if not any(source.no_push for source in sources) else whole.no_push
+    configs = [*map(config_of, sources), replace(whole, no_push=closed, parts=tuple(s.name for s in sources))]
+    return replace(RECIPE, configs=configs) if sources else RECIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; `--help` lists its flags."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--data_dir")
+    data_dir = parser.parse_known_args(argv)[0].data_dir
+    try:
+        recipe = recipe_for(data_dir) if data_dir else RECIPE
+    except InputError as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        return 2
+    return run(recipe, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

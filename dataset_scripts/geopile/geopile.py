@@ -710,10 +710,11 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
 
 
 # --- difference hash: begin ---
+# The same text stands wherever these hashes are written or compared.
 def dhash(image: Image.Image) -> int:
-    """Sixty-four bits, one for each of 8 x 8 places: is the grey left of the place darker than the one right of it."""
-    grey = np.asarray(image.convert("RGB").convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
-    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
+    """Difference hash: 64 bit, row by row, is a cell of the 9 x 8 reduced grey picture darker than its right neighbour."""
+    cells = np.asarray(image.convert("RGB").convert("L").resize((9, 8), Image.Resampling.LANCZOS))
+    return int.from_bytes(np.packbits(cells[:, :-1] < cells[:, 1:]).tobytes(), "big")
 
 
 # --- difference hash: end ---

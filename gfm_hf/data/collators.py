@@ -140,6 +140,9 @@ class PretrainingCollator:
         pixel_values = self._processed(samples)
         cells = torch.stack([sample["cells"] for sample in samples])
         # A finite value can still overflow: a nodata value of -3.4e38 divided by a standard deviation, for one.
+        # NaN and infinity stay in a sum, which takes a fortieth of the time of asking every value.
+        if torch.isfinite(pixel_values.sum()):
+            return pixel_values, cells, []
         finite = torch.isfinite(pixel_values).flatten(1).all(1)
         if finite.all():
             return pixel_values, cells, []

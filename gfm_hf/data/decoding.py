@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
@@ -161,13 +161,16 @@ def _decode_picture(name: str, data: bytes) -> Image.Image | None:
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; a broken EXIF block leaves the pixels as they are."""
     try:
-        return ImageOps.exif_transpose(image)
+        # Pillow would copy a picture that is upright already, as nearly all are.
+        return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
     except Exception:  # any of Pillow's parse errors; the pixels themselves are sound
         return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any 8-bit mode to RGB; transparency is dropped, not painted."""
+    if image.mode == "RGB":
+        return image
     straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)  # premultiplied alpha converts to its own kind only
     return (image.convert(straight) if straight else image).convert("RGB")
 

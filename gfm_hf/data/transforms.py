@@ -101,8 +101,7 @@ def centre_view(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
 def cut(image: Image.Image | np.ndarray, box: Box, size: int) -> np.ndarray:
     """Cut a rectangle and resize it to a square, bilinear with antialiasing.
 
-    Pixels outside the rectangle have no influence. Integers are rounded back to their dtype. Both kinds of image give
-    the same uint8 values within one grey level.
+    Pixels outside the rectangle have no influence. Integers are rounded back to their dtype.
 
     Args:
         image: PIL image in mode L or RGB, or (H, W, C) array.
@@ -113,11 +112,8 @@ def cut(image: Image.Image | np.ndarray, box: Box, size: int) -> np.ndarray:
         (C, size, size) array in the image's dtype.
     """
     top, left, height, width = box
-    if isinstance(image, Image.Image):
-        crop = image.crop((left, top, left + width, top + height))
-        pixels = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR))
-        return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
-    return _resize_array(image[top : top + height, left : left + width], size)
+    pixels = np.atleast_3d(np.asarray(image))
+    return _resize_array(pixels[top : top + height, left : left + width], size)
 
 
 def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
@@ -127,14 +123,17 @@ def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
 
 def _resize_array(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize (H, W, C) of any real dtype to (C, size, size) of the same dtype."""
-    # float32 holds 8- and 16-bit integers exactly; wider integers and float64 are worked on in float64.
-    exact = np.promote_types(pixels.dtype, np.float32)
-    planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=exact))
+    if pixels.dtype == np.uint8:  # torch has integer arithmetic for bytes, three times as fast as Pillow's
+        planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+    else:
+        # float32 holds 16-bit integers exactly; wider integers and float64 are worked on in float64.
+        exact = np.promote_types(pixels.dtype, np.float32)
+        planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=exact))
     resized = F.interpolate(planes[None], size=(size, size), mode="bilinear", antialias=True, align_corners=False)[0]
-    if np.issubdtype(pixels.dtype, np.integer):
+    if np.issubdtype(pixels.dtype, np.integer) and resized.is_floating_point():
         # Bilinear weights are positive and sum to 1, so rounding stays in the dtype's range.
         resized = resized.round_()
-    return resized.numpy().astype(pixels.dtype)
+    return resized.contiguous().numpy().astype(pixels.dtype, copy=False)
 
 
 def _centre_box(height: int, width: int, ratio: tuple[float, float]) -> Box:

@@ -128,9 +128,19 @@ class Files:
                 self.entries[name] = (number, entry.size, entry.data)
             self.digests.append(self._digest(number, path, known))
             if known and known.unpack and path.is_file():
-                cache = os.path.join(datasets.config.DOWNLOADED_DATASETS_PATH, self.digests[number])
-                manager = datasets.DownloadManager(download_config=datasets.DownloadConfig(cache_dir=cache))
-                self.paths[number] = Path(manager.extract(str(path)))
+                self.paths[number] = self._unpacked(number)
+
+    def _unpacked(self, number: int) -> Path:
+        """Unpack a compressed tar to the cache of `datasets`; again, if what is there is of a killed attempt."""
+        cache = os.path.join(datasets.config.DOWNLOADED_DATASETS_PATH, self.digests[number])
+        skip = len(self.prefixes[number])
+        sizes = {name[skip:]: size for name, (source, size, _) in self.entries.items() if source == number}
+        for force in (False, True):
+            settings = datasets.DownloadConfig(cache_dir=cache, force_extract=force)
+            folder = Path(datasets.DownloadManager(download_config=settings).extract(str(self.paths[number])))
+            if all((folder / name).is_file() and (folder / name).stat().st_size == sizes[name] for name in sizes):
+                return folder
+        raise InputError(f"{self.paths[number]} could not be unpacked into {folder}; look for free space there.")
 
     def _digest(self, number: int, path: Path, known: Archive | None) -> str:
         if path.is_dir():
@@ -212,7 +222,8 @@ class Files:
             with Image.open(io.BytesIO(content)) as image:
                 image.load()
         except (*BROKEN, Image.DecompressionBombError) as error:
-            raise UnreadableError(f"{name} is no readable image ({error or type(error).__name__}).") from error
+            reason = re.sub(r" <.*>", "", str(error)) or type(error).__name__  # Pillow tells an address in memory
+            raise UnreadableError(f"{name} is no readable image ({reason}).") from error
         if image.mode not in modes:
             raise UnreadableError(f"{name} has the mode {image.mode}, expected {' or '.join(modes)}.")
         return content, image
@@ -254,9 +265,11 @@ class Entry(NamedTuple):
 
 
 def _bytes_of(tar: Any, offset: int, size: int) -> bytes:
-    """Bytes of a tar; in a compressed one forwards is cheap, backwards starts again."""
-    tar.fileobj.seek(offset)
-    return tar.fileobj.read(size)
+    """Bytes of a tar; in a compressed one forwards is cheap, backwards starts again, so the last ones are kept."""
+    if getattr(tar, "latest", (None,))[0] != (offset, size):
+        tar.fileobj.seek(offset)
+        tar.latest = ((offset, size), tar.fileobj.read(size))
+    return tar.latest[1]
 
 
 def _folder(path: Path) -> Iterator[Entry]:

@@ -1,0 +1,1214 @@
+"""BigEarthNet v1.0 (Sentinel-2): 590,326 patches of 12 bands, 19 or 43 labels, with the In-Domain and official splits.
+
+    python dataset_scripts/bigearthnet/bigearthnet.py --data_dir BigEarthNet-v1.0.tar.gz --output_dir bigearthnet
+    load_dataset("bigearthnet", "in_domain")        # the folder, or the repository after --push_to_hub
+
+All splits follow from the names of all patches and from public lists of them, which stand in
+bigearthnet_s2_v1_patches.txt.xz (84 kB). It is looked for beside the archive, then beside this file. Its letters are
+derived from the lists of kai-tub/bigearthnet_common (Apache-2.0). Under datasets 3.6 this file is a loading script
+too; then the list has to lie beside the archive. It imports nothing of its neighbours: copy it anywhere.
+"""
+
+import argparse
+import functools
+import hashlib
+import io
+import itertools
+import json
+import lzma
+import multiprocessing
+import os
+import re
+import sys
+import tarfile
+import threading
+import weakref
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+from datasets.arrow_writer import ParquetWriter
+from PIL import Image
+from tqdm import tqdm
+
+
+# --- common to all dataset scripts: begin ---
+# Each script stands alone, so this part is in each of them, letter by letter; tests/dataset_scripts compares them.
+UNFINISHED = "unfinished-"
+STATE = ".build.json"
+ROW_GROUP_BYTES = 32 * 2**20
+NOT_ARCHIVES = {b"<": "a web page (a log-in, a quota, a moved address)", b"version https://git": "an LFS pointer"}
+# What Python and Pillow raise for broken bytes; RuntimeError is zipfile's for a password.
+BROKEN = (OSError, EOFError, RuntimeError, ValueError, SyntaxError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+
+
+class InputError(ValueError):
+    """What was given cannot be used; the message says what to do next."""
+
+
+class UnreadableError(InputError):
+    """One file of the set cannot be read; the others may."""
+
+
+class PushError(RuntimeError):
+    """The Hub did not take the set; what was built stays."""
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+class Archive(NamedTuple):
+    """A published archive: its checksum ("" = none is known), its size (0 = unknown) and an address if it has one.
+
+    `unpack` is for a compressed tar of which the rows need files from far apart: it is unpacked once, to the cache.
+    `prefix` is put before the names of its files.
+    """
+
+    name: str
+    sha256: str = ""
+    md5: str = ""
+    size_bytes: int = 0
+    url: str = ""
+    optional: bool = False
+    unpack: bool = False
+    prefix: str = ""
+
+
+class Item(NamedTuple):
+    """A row to be: its key, the files it is made of, what is known without reading them, its size if not theirs."""
+
+    key: str
+    names: tuple[str, ...]
+    known: tuple[Any, ...] = ()
+    size_bytes: int = 0
+
+
+@dataclass
+class Config(datasets.BuilderConfig):
+    """One configuration. `no_push` and `private_only` are sentences: why, and what to do instead.
+
+    `parts` names the configurations that this one joins; their shards serve both.
+    """
+
+    accept_archive: bool = False
+    exact: bool = False
+    no_push: str = ""
+    private_only: str = ""
+    parts: tuple[str, ...] = ()
+
+
+class Files:
+    """The files of a set by name, out of archives or folders, in the order they lie there; nothing is unpacked.
+
+    With `by_folder` the entries are folders, not files: of millions of small files the names alone would fill memory.
+
+    Attributes:
+        notes: What is not as published and was accepted, for the card.
+        digests: One checksum a source: of an archive's bytes, or of a folder's names and sizes.
+    """
+
+    def __init__(
+        self, sources: Sequence[tuple[Path, Archive | None]], accept: bool, exact: bool, by_folder: bool = False
+    ) -> None:
+        self.paths = [path for path, _ in sources]
+        self.prefixes = [known.prefix if known else "" for _, known in sources]
+        self.accept, self.exact, self.by_folder = accept, exact, by_folder
+        self.notes: list[str] = []
+        self.digests: list[str] = []
+        self.entries: dict[str, tuple[int, int, int]] = {}  # name -> number of the source, size, offset in a tar
+        self.handles: dict[Path, Any] = {}
+        for number, (path, known) in enumerate(sources):
+            found = (_inside(path, entry) for entry in (_folder(path) if path.is_dir() else _archive(path, known)))
+            for entry in _folders(path, found) if by_folder else found:
+                name = self.prefixes[number] + entry.name
+                if name in self.entries:
+                    raise InputError(f"{path} holds {entry.name} twice; keep one of them.")
+                self.entries[name] = (number, entry.size, entry.data)
+            self.digests.append(self._digest(number, path, known))
+            if known and known.unpack and path.is_file():
+                self.paths[number] = self._unpacked(number)
+
+    def _unpacked(self, number: int) -> Path:
+        """Unpack a compressed tar to the cache of `datasets`; again, if what is there is of a killed attempt."""
+        cache = os.path.join(datasets.config.DOWNLOADED_DATASETS_PATH, self.digests[number])
+        skip = len(self.prefixes[number])
+        sizes = {name[skip:]: size for name, (source, size, _) in self.entries.items() if source == number}
+        for force in (False, True):
+            settings = datasets.DownloadConfig(cache_dir=cache, force_extract=force)
+            folder = Path(datasets.DownloadManager(download_config=settings).extract(str(self.paths[number])))
+            if all((folder / name).is_file() and (folder / name).stat().st_size == sizes[name] for name in sizes):
+                return folder
+        raise InputError(f"{self.paths[number]} could not be unpacked into {folder}; look for free space there.")
+
+    def _digest(self, number: int, path: Path, known: Archive | None) -> str:
+        if path.is_dir():
+            listing = [(name, size) for name, (source, size, _) in self.entries.items() if source == number]
+            return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        method = "md5" if known and known.md5 and not known.sha256 else "sha256"
+        digest, expected = hashlib.new(method), getattr(known, method, "")
+        size = path.stat().st_size
+        with path.open("rb") as file, tqdm(desc=f"checksum of {path.name}", total=size, unit="B", disable=None) as bar:
+            while block := file.read(2**22):
+                digest.update(block)
+                bar.update(len(block))
+        if expected and digest.hexdigest() != expected:
+            self.object(
+                f"{path.name} has the {method.upper()} {digest.hexdigest()}, the published archive has {expected}"
+            )
+        return digest.hexdigest()
+
+    def object(self, sentence: str, acceptable: bool = True) -> None:
+        """Refuse what is not as published, or note it where another archive is accepted."""
+        if not (self.accept and acceptable):
+            instead = ", or pass --accept_archive (accept_archive=True) to go on with this one" if acceptable else ""
+            raise InputError(f"{sentence}; use the published archive{instead}.")
+        self.note(sentence)
+
+    def note(self, sentence: str) -> None:
+        """Say what the card will say, too."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            _say(f"warning: {sentence}")
+
+    def expect(self, what: str, found: int, expected: int) -> None:
+        """Object to a wrong count; `exact` admits none, whatever archive is accepted."""
+        if found != expected:
+            self.object(f"{what}: found {found:,}, expected {expected:,}", acceptable=not self.exact)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        number, size, offset = self.entries[name]
+        path, inside = self.paths[number], name.removeprefix(self.prefixes[number])
+        try:
+            if path.is_dir():
+                content = (path / inside).read_bytes()
+            elif isinstance(archive := self._archive(path), zipfile.ZipFile):
+                content = archive.read(inside)
+            else:
+                content = _bytes_of(archive, offset, size)
+            if len(content) != size:
+                raise EOFError(f"{len(content):,} of {size:,} bytes")
+            return content
+        except BROKEN as error:
+            raise UnreadableError(f"{name} in {path} cannot be read ({error}).") from error
+
+    def read_folder(self, folder: str) -> dict[str, bytes]:
+        """The files of one folder by their names, where the entries are folders."""
+        number, size, offset = self.entries[folder]
+        path = self.paths[number]
+        try:
+            if path.is_dir():
+                return {file.name: file.read_bytes() for file in (path / folder).iterdir() if file.is_file()}
+            if isinstance(archive := self._archive(path), zipfile.ZipFile):
+                names = [name for name in archive.namelist() if name.rpartition("/")[0] == folder]
+                return {PurePosixPath(name).name: archive.read(name) for name in names}
+            span = io.BytesIO(_bytes_of(archive, offset, size) + bytes(tarfile.RECORDSIZE))  # a tar ends with zeros
+            with tarfile.open(fileobj=span, mode="r:") as tar:
+                return {PurePosixPath(m.name).name: tar.extractfile(m).read() for m in tar if m.isreg()}  # type: ignore
+        except BROKEN as error:
+            raise UnreadableError(f"{folder} in {path} cannot be read ({error}).") from error
+
+    def _archive(self, path: Path) -> Any:
+        if path not in self.handles:
+            self.handles[path] = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
+        return self.handles[path]
+
+    def open_image(self, name: str, modes: Sequence[str] = ("RGB",)) -> tuple[bytes, Image.Image]:
+        """The bytes of one file, and what Pillow decodes from them."""
+        content = self.read(name)
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+        except (*BROKEN, Image.DecompressionBombError) as error:
+            reason = re.sub(r" <.*>", "", str(error)) or type(error).__name__  # Pillow tells an address in memory
+            raise UnreadableError(f"{name} is no readable image ({reason}).") from error
+        if image.mode not in modes:
+            raise UnreadableError(f"{name} has the mode {image.mode}, expected {' or '.join(modes)}.")
+        return content, image
+
+    def read_image(self, name: str, modes: Sequence[str] = ("RGB",)) -> dict[str, Any]:
+        """What an Image column takes: the bytes as they are, after Pillow has decoded them once."""
+        return {"bytes": self.open_image(name, modes)[0], "path": PurePosixPath(name).name}
+
+    def size(self, item: Item) -> int:
+        """Bytes that a row will have, about."""
+        return item.size_bytes or sum(self.entries[name][1] for name in item.names)
+
+    def part(self, items: Sequence[Item]) -> "Files":
+        """The same files, but only those of these rows: little to send to another process."""
+        part = object.__new__(type(self))
+        wanted = {name: self.entries[name] for item in items for name in item.names}
+        part.__dict__ |= self.__dict__ | {"entries": wanted}
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"handles": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.handles = _handles
+
+
+# A process that writes shards keeps its archives open from one to the next: a compressed tar is read forwards.
+_handles: dict[Path, Any] = {}
+
+
+class Entry(NamedTuple):
+    """A file in an archive or a folder; in a tar with the offsets of its header and of its bytes."""
+
+    name: str
+    size: int
+    header: int = 0
+    data: int = 0
+
+
+def _bytes_of(tar: Any, offset: int, size: int) -> bytes:
+    """Bytes of a tar; in a compressed one forwards is cheap, backwards starts again, so the last ones are kept."""
+    if getattr(tar, "latest", (None,))[0] != (offset, size):
+        tar.fileobj.seek(offset)
+        tar.latest = ((offset, size), tar.fileobj.read(size))
+    return tar.latest[1]
+
+
+def _folder(path: Path) -> Iterator[Entry]:
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for file in (Path(folder, name) for name in sorted(names)):
+            if file.is_file():
+                yield Entry(file.relative_to(path).as_posix(), file.stat().st_size)
+
+
+def _folders(path: Path, found: Iterator[Entry]) -> Iterator[Entry]:
+    """One entry for the files of a folder, which lie together: in a tar all bytes from the first header on."""
+    for folder, group in itertools.groupby(found, lambda entry: entry.name.rpartition("/")[0]):
+        entries = list(group)
+        twice = [name for name, times in Counter(entry.name for entry in entries).items() if times > 1]
+        if twice:
+            raise InputError(f"{path} holds {twice[0]} twice; keep one of them.")
+        start, last = entries[0].header, entries[-1]
+        size = last.data + last.size - start if last.data else sum(entry.size for entry in entries)
+        yield Entry(folder, size, start, start)
+
+
+def _archive(path: Path, known: Archive | None) -> Iterator[Entry]:
+    with path.open("rb") as file:
+        head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
+    for start, what in NOT_ARCHIVES.items():
+        if head.startswith(start):
+            raise InputError(f"{path} is {what}, not an archive; fetch it again in a browser.")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                yield from (Entry(e.filename, e.file_size) for e in archive.infolist() if not e.is_dir())
+            return
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.isreg():
+                    yield Entry(member.name.removeprefix("./"), member.size, member.offset, member.offset_data)
+                tar.members = []  # type: ignore[attr-defined]  # else a list of millions stays in memory
+            # tarfile takes a cut between two members for the end; a whole archive ends with empty blocks.
+            handle: Any = tar.fileobj
+            handle.seek(tar.offset)
+            if not handle.read(512):
+                raise tarfile.ReadError("the end is missing")
+    except BROKEN as error:
+        size = f"{path.stat().st_size:,} bytes" + (f" of {known.size_bytes:,}" if known and known.size_bytes else "")
+        raise InputError(f"{path} ({size}) is truncated, or no zip or tar archive; fetch it again.") from error
+
+
+def _inside(path: Path, entry: Entry) -> Entry:
+    if re.search(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)", entry.name):
+        raise InputError(f"{path} holds {entry.name!r}, which points outside; do not unpack it, fetch it again.")
+    return entry
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the common part has to be told of a set.
+
+    Attributes:
+        archives: What is published, each looked for by its name; a folder without any of them is the unpacked set.
+        features: Columns of a configuration.
+        plan: What rows each split has, in their order, without reading a pixel.
+        row: One row, read; raises UnreadableError.
+        by_folder: Entries of Files are folders.
+        metadata: YAML of the card: licence, tags, pretty_name ...
+        text: Body of the card: source, columns, where the splits are from.
+    """
+
+    archives: Sequence[Archive]
+    configs: Sequence[Config]
+    features: Callable[[Config], datasets.Features]
+    plan: Callable[[Config, Files], dict[str, list[Item]]]
+    row: Callable[[Files, Item], dict[str, Any]]
+    metadata: dict[str, Any]
+    text: str
+    citation: str
+    homepage: str
+    how_to_get: str
+    by_folder: bool = False
+
+    def open(self, data_dir: str | None, manager: Any, accept: bool = False, exact: bool = False) -> Files:
+        """Find, check and list the archives; without data_dir they come from their addresses."""
+        if data_dir is not None:
+            return Files(self.find(Path(data_dir)), accept, exact, self.by_folder)
+        if not all(archive.url or archive.optional for archive in self.archives):
+            raise InputError(f"this set cannot be downloaded by itself: {self.how_to_get} Then pass data_dir.")
+        known = [archive for archive in self.archives if archive.url]
+        paths = [Path(manager.download(archive.url)) for archive in known]
+        return Files(list(zip(paths, known)), accept, exact, self.by_folder)
+
+    def find(self, path: Path) -> list[tuple[Path, Archive | None]]:
+        """The archives in a folder, the folder itself if it holds none, or the one archive."""
+        if not path.exists():
+            raise InputError(f"{path} does not exist. {self.how_to_get}")
+        if path.is_file():
+            if len([archive for archive in self.archives if not archive.optional]) > 1:
+                raise InputError(f"{path} is one of several archives; pass the folder that holds them.")
+            known = [archive for archive in self.archives if archive.name == path.name or len(self.archives) == 1]
+            return [(path, known[0] if known else None)]
+        there = [archive for archive in self.archives if (path / archive.name).is_file()]
+        missing = [archive.name for archive in self.archives if not archive.optional and archive not in there]
+        if there and missing:
+            raise InputError(f"{path} lacks {', '.join(missing)}. {self.how_to_get}")
+        return [(path / archive.name, archive) for archive in there] or [(path, None)]
+
+    def info(self, config: Config) -> datasets.DatasetInfo:
+        """What `datasets` wants to know of a configuration."""
+        return datasets.DatasetInfo(
+            description=config.description,
+            features=self.features(config),
+            citation=self.citation,
+            homepage=self.homepage,
+            license=self.metadata.get("license_name", self.metadata["license"]),
+        )
+
+    def parts(self, config: Config, files: Files) -> list[Config]:
+        """The configurations that have shards of their own."""
+        return [known for known in self.configs if known.name in config.parts] or [config]
+
+    def splits(self, config: Config, files: Files) -> dict[str, list[Item]]:
+        """The plan, checked: no split is empty, no key comes twice."""
+        if config.parts:
+            joined: dict[str, list[Item]] = {}
+            for split, items in (
+                pair for part in self.parts(config, files) for pair in self.splits(part, files).items()
+            ):
+                joined.setdefault(split, []).extend(items)
+            return joined
+        plan = {split: items for split, items in self.plan(config, files).items() if items}
+        for split, items in plan.items():
+            twice = [key for key, times in Counter(item.key for item in items).items() if times > 1]
+            if twice:
+                raise InputError(f"{config.name}/{split} has the id {twice[0]} twice; keep one of them.")
+        if not plan:
+            raise InputError(f"{', '.join(map(str, files.paths))} holds nothing of this set. {self.how_to_get}")
+        return plan
+
+
+class FromRecipe:
+    """What the builders of all sets have in common; for a class that is a GeneratorBasedBuilder, too."""
+
+    RECIPE: Recipe
+    config: Any
+
+    def _info(self) -> datasets.DatasetInfo:
+        return self.RECIPE.info(self.config)
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        config = self.config
+        files = self.RECIPE.open(config.data_dir, dl_manager, config.accept_archive, config.exact)
+        generators = []
+        for split, items in self.RECIPE.splits(config, files).items():
+            batches = [items[i : i + 100] for i in range(0, len(items), 100)]  # a list is what num_proc divides
+            generators.append(datasets.SplitGenerator(split, gen_kwargs={"files": files, "batches": batches}))
+        return generators
+
+    def _generate_examples(self, files: Files, batches: list[list[Item]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for item in (item for batch in batches for item in batch):
+            yield item.key, self.RECIPE.row(files, item)
+
+
+class Job(NamedTuple):
+    """One shard to write; `part` is the key of its split in the state, `files` has what its rows are made of."""
+
+    recipe: Recipe
+    part: str
+    number: int
+    target: Path
+    features: datasets.Features
+    items: list[Item]
+    files: Files
+    manifest: bool
+    skip: bool
+
+
+def _watch_parent() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Of a killed build the workers would wait for their next shard for ever."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+def _write_shard(job: Job) -> tuple[str, int, dict[str, Any]]:
+    files, skipped = job.files, []
+    row_bytes = sum(map(files.size, job.items)) // len(job.items) + 1
+    unfinished = job.target.with_name(f"{UNFINISHED}{os.getpid()}-{job.target.name}")
+    features = _without_pixels(job.features) if job.manifest else job.features
+    try:
+        batch = min(max(ROW_GROUP_BYTES // row_bytes, 1), 100)
+        with ParquetWriter(path=str(unfinished), features=features, writer_batch_size=batch) as writer:
+            for item in tqdm(job.items, job.target.name, leave=False, disable=None, unit="row"):
+                try:
+                    row = job.recipe.row(files, item)
+                except UnreadableError as error:
+                    if not job.skip:
+                        raise
+                    skipped.append(str(error))
+                    continue
+                if job.manifest:
+                    row = {name: value for name, value in (_digest_of(files, item) | row).items() if name in features}
+                writer.write(features.encode_example(row))
+            rows, num_bytes = writer.finalize()
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, job.target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    record = {"rows": rows, "num_bytes": num_bytes, "size": job.target.stat().st_size, "skipped": skipped}
+    return job.part, job.number, record
+
+
+def _digest_of(files: Files, item: Item) -> dict[str, str]:
+    digest = hashlib.sha256()
+    for name in item.names:
+        contents = files.read_folder(name) if files.by_folder else {"": files.read(name)}
+        for _, content in sorted(contents.items()):
+            digest.update(content)
+    return {"sha256": digest.hexdigest()}
+
+
+def _write_shards(jobs: list[Job], num_proc: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    if num_proc == 1:
+        yield from map(_write_shard, jobs)
+        return
+    with ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _watch_parent) as pool:
+        waiting = [pool.submit(_write_shard, job) for job in jobs]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _without_pixels(features: datasets.Features) -> datasets.Features:
+    """The columns of a manifest: a SHA-256 of the row's files in place of what holds pixels."""
+    arrays, binary = (datasets.Image, datasets.Array2D, datasets.Array3D), ("binary", "large_binary")
+    heavy = [k for k, v in features.items() if isinstance(v, arrays) or getattr(v, "dtype", "") in binary]
+    kept = {name: feature for name, feature in features.items() if name not in heavy}
+    return datasets.Features({"sha256": datasets.Value("string")} | kept)
+
+
+def _cut(items: list[Item], files: Files, max_bytes: int) -> list[list[Item]]:
+    """Cut a split into pieces of at most max_bytes, the same ones every time; a larger row stands alone."""
+    shards: list[list[Item]] = [[]]
+    filled = 0
+    for item in items:
+        size = files.size(item)
+        if shards[-1] and filled + size > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(item)
+        filled += size
+    return shards
+
+
+def _save(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> None:
+    """Write the shards that are not there yet, then the card."""
+    manager = datasets.DownloadManager() if args.download else None
+    files = recipe.open(None if args.download else args.data_dir, manager, args.accept_archive, args.exact)
+    plans = {
+        part.name: (part, recipe.splits(part, files)) for config in configs for part in recipe.parts(config, files)
+    }
+    folder = Path(args.output_dir)
+    flags = [args.max_shard_mb, args.manifest_only, args.skip_unreadable]
+    script = hashlib.sha256(Path(sys.modules[recipe.plan.__module__].__file__ or "").read_bytes()).hexdigest()
+    made_of = [files.digests, flags, script, datasets.__version__]
+    state: dict[str, Any] = {"made_of": made_of, "parts": {}, "configs": {}}
+    if (folder / STATE).exists():
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if state["made_of"] != made_of:
+            raise InputError(f"{folder} holds shards of other files, flags or versions; choose another --output_dir.")
+    elif folder.exists() and any(not path.name.startswith(UNFINISHED) for path in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no build; choose another --output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(folder / STATE, json.dumps(state))
+    for leftover in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"*/{UNFINISHED}*")]:
+        leftover.unlink(missing_ok=True)
+    jobs: dict[Path, Job] = {}
+    stored: dict[str, dict[str, str]] = {}  # configuration -> split -> part
+    for config, plan in plans.values():
+        features = recipe.features(config)
+        (folder / config.name).mkdir(exist_ok=True)
+        splits = stored[config.name] = {}
+        for split, items in plan.items():
+            # Splits that are the same in two configurations are stored once; the card points both to them.
+            part = hashlib.sha256(json.dumps([features.to_dict(), items], default=str).encode()).hexdigest()
+            splits[split] = part
+            shards = _cut(items, files, int(args.max_shard_mb * 1e6))
+            new = {"where": f"{config.name}/{split}", "shards": [None] * len(shards)}
+            known = state["parts"].setdefault(part, new)
+            for number, (shard, record) in enumerate(zip(shards, known["shards"])):
+                target = folder / f"{known['where']}-{number:05d}-of-{len(shards):05d}.parquet"
+                if record is None or not target.exists() or target.stat().st_size != record["size"]:
+                    job = Job(recipe, part, number, target, features, shard, files.part(shard), *flags[1:])
+                    jobs.setdefault(target, job)
+    for config in configs:
+        places: dict[str, list[str]] = {}
+        for split, part in (pair for source in recipe.parts(config, files) for pair in stored[source.name].items()):
+            places.setdefault(split, []).append(part)
+        state["configs"][config.name] = {"splits": places, "notes": files.notes}
+    _save(folder / STATE, json.dumps(state))
+    if jobs:
+        written = _write_shards(list(jobs.values()), args.num_proc)
+        for part, number, record in tqdm(written, "shards", len(jobs), disable=None):
+            state["parts"][part]["shards"][number] = record
+            _save(folder / STATE, json.dumps(state))
+    for config, _ in plans.values():  # of configurations that share all their splits nothing is left
+        if not any((folder / config.name).iterdir()):
+            (folder / config.name).rmdir()
+    _save(folder / "README.md", card(recipe, state, args.manifest_only))
+    rows = sum(shard["rows"] for part in state["parts"].values() for shard in part["shards"] if shard)
+    _say(f"{folder}: {rows:,} rows stored, {len(jobs)} shards written now.")
+
+
+def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
+    """README.md: the metadata that the Hub and `load_dataset` read, then what a person wants to know."""
+    from datasets.info import DatasetInfosDict
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCardData
+
+    infos, places, table, notes = DatasetInfosDict(), MetadataConfigs(), [], []
+    for config in recipe.configs:
+        entry = state["configs"].get(config.name)
+        places_of = entry["splits"] if entry else {}
+        parts = {split: [state["parts"][part] for part in keys] for split, keys in places_of.items()}
+        records = [record for pieces in parts.values() for piece in pieces for record in piece["shards"]]
+        if not records or None in records:
+            continue
+        info = recipe.info(config)
+        info.features = _without_pixels(info.features) if manifest_only else info.features
+        info.splits, info.download_size, info.dataset_size = datasets.SplitDict(), 0, 0
+        for split, pieces in parts.items():
+            shards = [shard for piece in pieces for shard in piece["shards"]]
+            rows, num_bytes, size = (sum(shard[key] for shard in shards) for key in ("rows", "num_bytes", "size"))
+            info.splits.add(datasets.SplitInfo(split, num_bytes, rows))
+            info.download_size += size
+            info.dataset_size += num_bytes
+        infos[config.name] = info
+        paths = {split: [f"{piece['where']}-*.parquet" for piece in pieces] for split, pieces in parts.items()}
+        data_files = [{"split": split, "path": path if len(path) > 1 else path[0]} for split, path in paths.items()]
+        places[config.name] = {"data_files": data_files}
+        counts = ", ".join(f"{split} {part.num_examples:,}" for split, part in info.splits.items())
+        table.append(f"| `{config.name}` | {counts} | {config.description} |")
+        notes += [note for note in entry["notes"] if note not in notes]
+        notes += [f"Left out: {text}" for record in records for text in record["skipped"]]
+    wholes = [config.name for config in recipe.configs if config.parts and config.name in places]
+    places[(wholes or list(places))[0]]["default"] = True
+    data = DatasetCardData(**recipe.metadata)
+    infos.to_dataset_card_data(data)
+    places.to_dataset_card_data(data)
+    text = ["| configuration | rows | what it is |", "|---|---|---|", *table]
+    text += ["", "A manifest: SHA-256 sums stand in place of the pixels."] if manifest_only else []
+    text += ["", "## Not as published", "", *dict.fromkeys(f"- {note}" for note in notes)] if notes else []
+    licence = recipe.metadata.get("license_name", recipe.metadata["license"])
+    text += ["", f"Licence: {licence}. Homepage: {recipe.homepage}", "", "```bibtex", recipe.citation.strip(), "```"]
+    title = f"# {recipe.metadata['pretty_name']}"
+    return "\n".join(["---", data.to_yaml(), "---", "", title, "", recipe.text.strip(), "", *text, ""])
+
+
+def push(folder: Path, repo: str, private: bool) -> None:
+    """Upload the card and the shards as they are, in one commit; older shards of the same configurations go."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, repo_type="dataset", private=private or None, exist_ok=True)
+        if private and not api.dataset_info(repo).private:
+            raise InputError(f"{repo} exists and is public; make it private, or choose another name.")
+        shards = [f"{path.name}/*.parquet" for path in sorted(folder.iterdir()) if path.is_dir()]
+        wanted = ["README.md", *shards]
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, repo_type="dataset", allow_patterns=wanted, delete_patterns=shards
+        )
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PushError(f"{repo} was not pushed ({reason}); {folder} is whole: repeat the command.") from error
+
+
+def parse_args(recipe: Recipe, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, the same for every set."""
+    names = [config.name for config in recipe.configs]
+    parser = argparse.ArgumentParser(description=f"{recipe.metadata['pretty_name']}: raw files -> Parquet and card.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data_dir", help="the archive, a folder with the archives, or the unpacked set")
+    source.add_argument("--download", action="store_true", help="fetch the archives, where they have an address")
+    parser.add_argument("--output_dir", required=True, help="new folder, or one of an interrupted build to go on with")
+    parser.add_argument("--config", nargs="+", choices=names, default=names, help="configurations (default: all)")
+    parser.add_argument("--num_proc", type=int, default=1, help="shards written at a time")
+    parser.add_argument("--max_shard_mb", type=float, default=300, help="size of a shard in MB, by its source files")
+    parser.add_argument("--accept_archive", action="store_true", help="go on where checksum or counts are others")
+    parser.add_argument("--exact", action="store_true", help="refuse wrong counts even with --accept_archive")
+    parser.add_argument("--skip_unreadable", action="store_true", help="leave broken files out; the card names them")
+    parser.add_argument("--manifest_only", action="store_true", help="ids and SHA-256 sums in place of pixels")
+    parser.add_argument("--push_to_hub", metavar="REPO", help="owner/name of a dataset repository")
+    parser.add_argument("--private", action="store_true", help="make that repository private")
+    return parser.parse_args(argv)
+
+
+def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code: 0 done, 2 the input is at fault, 1 the Hub could not be reached."""
+    args = parse_args(recipe, argv)
+    try:
+        configs = [config for config in recipe.configs if config.name in args.config]
+        for config in recipe.configs if args.push_to_hub and not args.manifest_only else []:
+            forbidden = config.no_push or ("" if args.private else config.private_only)
+            # What an earlier call left in the folder would be pushed along.
+            if forbidden and (config in configs or (Path(args.output_dir) / config.name).exists()):
+                raise InputError(f"{config.name} must not be pushed: {forbidden}")
+        if args.num_proc < 1 or args.max_shard_mb <= 0:
+            raise InputError("--num_proc and --max_shard_mb have to be positive.")
+        build(recipe, args, configs)
+        if args.push_to_hub:
+            push(Path(args.output_dir), args.push_to_hub, args.private)
+    except (InputError, OSError) as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        return 2
+    except PushError as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on from here.")
+        return 130
+    return 0
+
+
+# --- common to all dataset scripts: end ---
+
+
+# The 19 classes in the official order, and those of the 43 that each of them joins.
+JOINED = {
+    "Urban fabric": ("Continuous urban fabric", "Discontinuous urban fabric"),
+    "Industrial or commercial units": ("Industrial or commercial units",),
+    "Arable land": ("Non-irrigated arable land", "Permanently irrigated land", "Rice fields"),
+    "Permanent crops": (
+        "Vineyards",
+        "Fruit trees and berry plantations",
+        "Olive groves",
+        "Annual crops associated with permanent crops",
+    ),
+    "Pastures": ("Pastures",),
+    "Complex cultivation patterns": ("Complex cultivation patterns",),
+    "Land principally occupied by agriculture, with significant areas of natural vegetation": (
+        "Land principally occupied by agriculture, with significant areas of natural vegetation",
+    ),
+    "Agro-forestry areas": ("Agro-forestry areas",),
+    "Broad-leaved forest": ("Broad-leaved forest",),
+    "Coniferous forest": ("Coniferous forest",),
+    "Mixed forest": ("Mixed forest",),
+    "Natural grassland and sparsely vegetated areas": ("Natural grassland", "Sparsely vegetated areas"),
+    "Moors, heathland and sclerophyllous vegetation": ("Moors and heathland", "Sclerophyllous vegetation"),
+    "Transitional woodland/shrub": ("Transitional woodland/shrub",),
+    "Beaches, dunes, sands": ("Beaches, dunes, sands",),
+    "Inland wetlands": ("Inland marshes", "Peatbogs"),
+    "Coastal wetlands": ("Salt marshes", "Salines"),
+    "Inland waters": ("Water courses", "Water bodies"),
+    "Marine waters": ("Coastal lagoons", "Estuaries", "Sea and ocean"),
+}
+CLASSES = tuple(JOINED)
+# Classes of the 43 that are in none of the 19.
+DROPPED = (
+    "Airports", "Bare rock", "Burnt areas", "Construction sites", "Dump sites", "Green urban areas",
+    "Intertidal flats", "Mineral extraction sites", "Port areas", "Road and rail networks and associated land",
+    "Sport and leisure facilities",
+)  # fmt: skip
+ID_OF = {name: i for i, names in enumerate(JOINED.values()) for name in names}
+# Column -> bands in its order, pixels a side.
+BANDS = {
+    "bands_10m": (("B02", "B03", "B04", "B08"), 120),
+    "bands_20m": (("B05", "B06", "B07", "B8A", "B11", "B12"), 60),
+    "bands_60m": (("B01", "B09"), 20),
+}
+PIXEL_BYTES = sum(2 * len(bands) * pixels**2 for bands, pixels in BANDS.values())
+# Digital numbers that become 0 and 255 in the preview: B04, B03, B02, as in the GFM code.
+STRETCH = np.array([(27, 2332), (61, 2001), (50, 1862)], dtype=np.float64)
+SEASONS = ("winter", "spring", "summer", "autumn")
+CORNERS = ("ulx", "uly", "lrx", "lry")
+
+PATCHES = 590_326
+LIST = "bigearthnet_s2_v1_patches.txt.xz"
+LIST_MD5 = "2b031fda394c8114e9700aadb3bf0863"  # of the text inside
+SNOW, CLOUD = "sS", "cC"
+LEFT_OUT = SNOW + CLOUD
+OFFICIAL = {"train": "t", "validation": "v", "test": "e"}
+PATCH = re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{5,6}_\d+_\d+")
+VERSION_2 = re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d{2}[A-Z]{3}")
+# MD5 of the lists of Neumann et al., names joined by line feeds: as published, and without snow and cloud.
+SPLIT_MD5 = {
+    "train": ("343f7224951da0879cabcceae7b34a64", "f3e13597b032559be4c7bc4209141660"),
+    "validation": ("8fe0292aa346c0833850a322e1c1e783", "ca79fcba6ceade14c09972481c680712"),
+    "test": ("efce8d370cf5f55afc415ace88605218", "1bd6eff6fecd26dcbd53b3ee8f0a776b"),
+}
+STORED_SHARDS = 128
+# Fraction and MD5 of the draw, in its order: of positions in the filtered list, of names.
+AUTHORS_DRAWS = {
+    "authors_1_percent": (0.01, "f01a528712fa8fb671252cdf349ecc5d"),
+    "authors_10_percent": (0.1, "a598080e526b4712d4de904a8ac164a3"),
+}
+CLEAN_DRAWS = {
+    "clean_1_percent": (0.01, "df909ce0a01ce355d2e37c30aeef8d7d"),
+    "clean_10_percent": (0.1, "6322d27759e0f29d980e1e7e8018250c"),
+}
+
+
+def _checked(values: Sequence[Any], md5: str, what: str) -> None:
+    found = hashlib.md5("\n".join(map(str, values)).encode()).hexdigest()
+    if found != md5:
+        raise RuntimeError(f"{what} came out with the MD5 {found}, not {md5}: the script or NumPy has changed.")
+
+
+def read_list(paths: Sequence[Path]) -> str:
+    """The list of all patches: from beside the archive or in the folder, else from beside this script.
+
+    Args:
+        paths: Archives or folders.
+
+    Returns:
+        Its text, checked.
+    """
+    around = [folder for path in paths for folder in ([path, path.parent] if path.is_dir() else [path.parent])]
+    found = [folder / LIST for folder in [*around, Path(__file__).parent] if (folder / LIST).is_file()]
+    if not found:
+        raise InputError(
+            f"{LIST} is missing, of which all splits are made; copy it from dataset_scripts/bigearthnet (84 kB) to "
+            f"{[*around, Path(__file__).parent][0]}."
+        )
+    try:
+        text = lzma.decompress(found[0].read_bytes())
+    except (lzma.LZMAError, EOFError) as error:
+        raise InputError(f"{found[0]} cannot be read ({error}); copy it again.") from error
+    if hashlib.md5(text).hexdigest() != LIST_MD5:
+        raise InputError(f"{found[0]} is another list; copy it again from dataset_scripts/bigearthnet.")
+    return text.decode()
+
+
+@functools.lru_cache(maxsize=1)
+def published_patches(text: str) -> dict[str, str]:
+    """All patches and their letters.
+
+    Args:
+        text: The list. A line ">prefix" starts a grid; of the k-th line after it, the character at place p is the
+            letter of the patch prefix_k_p, "." if there is none.
+
+    Returns:
+        590,326 names, verbatim, with t, v or e (official train, validation, test), s (seasonal snow), c (cloud or its
+        shadow), n (none of the 19 classes), S (s and n) or C (c and n).
+    """
+    letters: dict[str, str] = {}
+    prefix, number = "", 0
+    for line in text.split("\n"):
+        if line.startswith(">"):
+            prefix, number = line[1:], 0
+        elif not line.startswith("#"):
+            head = f"{prefix}_{number}_"
+            letters.update((f"{head}{place}", letter) for place, letter in enumerate(line) if letter != ".")
+            number += 1
+    return letters
+
+
+@functools.lru_cache(maxsize=1)
+def in_domain_splits(text: str) -> dict[str, list[str]]:
+    """The In-Domain splits, from the names of all patches alone, in the order of the published lists.
+
+    Returns:
+        354,196 names of train, 118,065 of validation (called val there) and 118,065 of test.
+
+    Source: Neumann et al. 2019 published the sub-splits 0-60, 60-80 and 80-100 % that TensorFlow Datasets made: names
+        in the order of a salted hash, stored in 128 shards, read from sixteen shards at a time.
+    """
+    order = _by_digest(b"train", list(published_patches(text)))
+    cuts = [round(len(order) * i / STORED_SHARDS) for i in range(STORED_SHARDS + 1)]
+    splits = {}
+    for split, (start, end) in zip(SPLIT_MD5, ((0.0, 0.6), (0.6, 0.8), (0.8, 1.0))):
+        first, last = round(len(order) * start), round(len(order) * end)
+        pieces = [order[max(a, first) : min(b, last)] for a, b in zip(cuts, cuts[1:])]
+        splits[split] = _read_in_turn([piece for piece in pieces if piece])
+        _checked(splits[split], SPLIT_MD5[split][0], f"the list of {split}")
+    return splits
+
+
+def _by_digest(salt: bytes, names: Sequence[str]) -> list[str]:
+    """Names in the order of the MD5 of salt + name."""
+    digests = b"".join([hashlib.md5(salt + name.encode()).digest() for name in names])
+    high, low = np.frombuffer(digests, dtype=">u8").reshape(-1, 2).T
+    return [names[i] for i in np.lexsort((low, high)).tolist()]
+
+
+def _read_in_turn(pieces: list[list[str]], cycle: int = 16, block: int = 16) -> list[str]:
+    """Sixteen names of each of sixteen pieces, round and round; the next piece takes the place of one at its end."""
+    names = []
+    active = [(piece, 0) for piece in pieces[:cycle]]
+    waiting = iter(pieces[cycle:])
+    while active:
+        kept = []
+        for piece, place in active:
+            names += piece[place : place + block]
+            if place + block < len(piece):
+                kept.append((piece, place + block))
+            elif (following := next(waiting, None)) is not None:
+                kept.append((following, 0))
+        active = kept
+    return names
+
+
+@functools.lru_cache(maxsize=1)
+def filtered_splits(text: str) -> dict[str, list[str]]:
+    """The In-Domain splits as the GFM authors use them: 311,667 / 103,944 / 103,728 names."""
+    letters = published_patches(text)
+    splits = {}
+    for split, names in in_domain_splits(text).items():
+        splits[split] = [name for name in names if letters[name] not in LEFT_OUT]
+        _checked(splits[split], SPLIT_MD5[split][1], f"the filtered list of {split}")
+    return splits
+
+
+def authors_draw(text: str, fraction: float, md5: str) -> list[str]:
+    """The training part that the GFM authors draw: with repetition, from the filtered list in its order."""
+    names = filtered_splits(text)["train"]
+    drawn = np.random.default_rng(42).choice(range(len(names)), int(fraction * len(names))).tolist()
+    _checked(drawn, md5, f"the draw of {fraction:.0%}")
+    return [names[i] for i in drawn]
+
+
+@functools.lru_cache(maxsize=1)
+def _clean_order(text: str) -> list[str]:
+    return _by_digest(b"clean", filtered_splits(text)["train"])
+
+
+def clean_draw(text: str, fraction: float, md5: str) -> list[str]:
+    """A draw of the same size without repetition; the smaller one is part of the larger one."""
+    order = _clean_order(text)
+    drawn = order[: int(fraction * len(order))]
+    _checked(drawn, md5, f"the clean draw of {fraction:.0%}")
+    return drawn
+
+
+def names_of(config: str, text: str) -> dict[str, list[str]]:
+    """Names of each split of a configuration; one that was drawn twice comes twice."""
+    letters = published_patches(text)
+    if config == "official_19":
+        return {split: [n for n, letter in letters.items() if letter == own] for split, own in OFFICIAL.items()}
+    if config == "snow_and_cloud":
+        return {split: [n for n in names if letters[n] in LEFT_OUT] for split, names in in_domain_splits(text).items()}
+    if config in AUTHORS_DRAWS:
+        return filtered_splits(text) | {"train": authors_draw(text, *AUTHORS_DRAWS[config])}
+    if config in CLEAN_DRAWS:
+        return filtered_splits(text) | {"train": clean_draw(text, *CLEAN_DRAWS[config])}
+    return filtered_splits(text)
+
+
+def features(config: Config) -> datasets.Features:
+    """Columns: preview, labels, the 12 bands at their own resolutions, and what is known of the patch."""
+    arrays = {name: datasets.Array3D((len(bands), px, px), "uint16") for name, (bands, px) in BANDS.items()}
+    text, number, flag = datasets.Value("string"), datasets.Value("float64"), datasets.Value("bool")
+    return datasets.Features(
+        {
+            "image": datasets.Image(),
+            "labels": datasets.Sequence(datasets.ClassLabel(names=list(CLASSES))),
+            "labels_43": datasets.Sequence(text),
+            **arrays,
+            "patch": text,
+            "acquisition_date": text,
+            "season": datasets.ClassLabel(names=list(SEASONS)),
+            "snow": flag,
+            "cloud": flag,
+            **dict.fromkeys(CORNERS, number),
+            "projection": text,
+            "tile_source": text,
+        }
+    )
+
+
+# Items of the patches that are there; those of half a million patches are not made again for each configuration.
+_items: "weakref.WeakKeyDictionary[Files, dict[str, Item]]" = weakref.WeakKeyDictionary()
+
+
+def items_of(files: Files) -> dict[str, Item]:
+    """The patches that are there, in the order of the archive: name -> item."""
+    if files in _items:
+        return _items[files]
+    letters = published_patches(read_list(files.paths))
+    known = {letter: (letter,) for letter in set(letters.values())}
+    items: dict[str, Item] = {}
+    unknown = []
+    own_names = {name: name for name in letters}  # one string a patch, not one for each use of it
+    for folder in files.entries:
+        name = folder.rpartition("/")[2]
+        if "__MACOSX/" in folder:
+            continue
+        if name in items:
+            raise InputError(f"{name} is there twice, as {items[name].names[0]} and {folder}; keep one of them.")
+        if name in letters:
+            items[own_names[name]] = Item(own_names[name], (folder,), known[letters[name]], PIXEL_BYTES)
+        elif VERSION_2.match(name):
+            raise InputError(
+                f"{folder} is of BigEarthNet v2 (reBEN), which has other names, labels and splits. {HOW_TO_GET}"
+            )
+        elif PATCH.fullmatch(name):
+            unknown.append(name)
+    if unknown:
+        files.object(
+            f"{len(unknown):,} patches have names that are not published, the first is {unknown[0]} (some published "
+            "times have five digits: names stay as they are)"
+        )
+    if items:
+        files.expect("patches", len(items), PATCHES)
+    return _items.setdefault(files, items)
+
+
+def plan(config: Config, files: Files) -> dict[str, list[Item]]:
+    """The patches of each split in the order of the archive, so that a compressed tar is read forwards."""
+    items = items_of(files)
+    splits = {}
+    for split, names in names_of(config.name, read_list(files.paths)).items():
+        times = Counter(filter(items.__contains__, names))
+        splits[split] = [
+            item._replace(key=f"{item.key}#{copy + 1}") if copy else item
+            for item in items.values()
+            for copy in range(times[item.key])
+        ]
+    return splits
+
+
+# The patch that was read last: of rows drawn twice the second follows at once, and in a compressed tar the way back
+# begins at the start.
+_latest: list[Any] = [None, "", {}]
+
+
+def row(files: Files, item: Item) -> dict[str, Any]:
+    """One patch."""
+    folder = item.names[0]
+    if _latest[0] is not files.handles or _latest[1] != folder:
+        content = _patch(files.read_folder(folder), folder)
+        _latest[:] = [files.handles, folder, content]
+    (letter,) = item.known
+    return _latest[2] | {"snow": letter in SNOW, "cloud": letter in CLOUD}
+
+
+def _patch(contents: dict[str, bytes], folder: str) -> dict[str, Any]:
+    arrays = {name: _stack(contents, folder, *bands) for name, bands in BANDS.items()}
+    facts = _facts(contents, folder)
+    patch = PurePosixPath(folder).name
+    ids = {ID_OF[name] for name in facts["labels_43"] if name in ID_OF}
+    preview = {"bytes": _preview(arrays["bands_10m"]), "path": f"{patch}.png"}
+    return {"image": preview, "labels": sorted(ids), "patch": patch} | facts | arrays
+
+
+def _content(contents: dict[str, bytes], folder: str, end: str) -> tuple[str, bytes]:
+    """Path and content of the file of a patch whose name ends so."""
+    name = f"{PurePosixPath(folder).name}{end}"
+    if name not in contents:
+        raise UnreadableError(f"{folder}/{name} is missing.")
+    return f"{folder}/{name}", contents[name]
+
+
+def _stack(contents: dict[str, bytes], folder: str, bands: Sequence[str], pixels: int) -> np.ndarray:
+    """Bands of one resolution: (bands, pixels, pixels) uint16, digital numbers as they are."""
+    stack = np.empty((len(bands), pixels, pixels), dtype=np.uint16)
+    for layer, band in zip(stack, bands):
+        name, content = _content(contents, folder, f"_{band}.tif")
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                values = np.asarray(image)
+        except (*BROKEN, Image.DecompressionBombError) as error:
+            raise UnreadableError(f"{name} is no readable GeoTIFF ({type(error).__name__}).") from error
+        if values.shape != layer.shape or (values.dtype.kind, values.dtype.itemsize) != ("u", 2):
+            found = f"{' x '.join(map(str, values.shape))} {values.dtype.name}"
+            raise UnreadableError(f"{name} holds {found}, expected {pixels} x {pixels} uint16.")
+        layer[:] = values
+    return stack
+
+
+def _facts(contents: dict[str, bytes], folder: str) -> dict[str, Any]:
+    """What the metadata of a patch say, checked."""
+    path, content = _content(contents, folder, "_labels_metadata.json")
+    try:
+        facts = json.loads(content)
+        names, date = facts["labels"], facts["acquisition_date"]
+        season = SEASONS[int(date[5:7]) % 12 // 3]
+        corners = {corner: float(facts["coordinates"][corner]) for corner in CORNERS}
+        texts = {name: str(facts[name]) for name in ("projection", "tile_source")}
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UnreadableError(f"{path} is not as published ({error!r}).") from error
+    unknown = [name for name in names if name not in ID_OF and name not in DROPPED]
+    if unknown or not names:
+        what = f"the label {unknown[0]!r}, which is none of the 43" if unknown else "no label"
+        raise UnreadableError(f"{path} has {what}.")
+    return {"labels_43": names, "acquisition_date": date, "season": season} | corners | texts
+
+
+def _preview(bands_10m: np.ndarray) -> bytes:
+    """B04, B03 and B02 as an 8-bit PNG, stretched and truncated as the GFM code does."""
+    low, high = STRETCH.T[..., None, None]
+    stretched = np.clip(255 * (bands_10m[[2, 1, 0]] - low) / (high - low), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(stretched.transpose(1, 2, 0))).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+HOW_TO_GET = (
+    "Fetch BigEarthNet-S2-v1.0.tar.gz from https://zenodo.org/records/12687186 (70,032,164,579 bytes in its first "
+    "form, BigEarthNet-v1.0.tar.gz), or pass --download."
+)
+RECIPE = Recipe(
+    archives=(
+        Archive(
+            "BigEarthNet-v1.0.tar.gz",
+            sha256="58744cf96b8cf02a7bd339a4a9602deea774ae98c6fe209f0d48d7ee0eef5700",
+            size_bytes=70_032_164_579,
+            optional=True,
+        ),
+        Archive(
+            "BigEarthNet-S2-v1.0.tar.gz",
+            md5="5a64e9ce38deb036a435a7b59494924c",
+            url="https://zenodo.org/records/12687186/files/BigEarthNet-S2-v1.0.tar.gz",
+            optional=True,
+        ),
+    ),
+    configs=(
+        Config(
+            name="in_domain", description="The In-Domain splits without snow and cloud, as the GFM authors use them."
+        ),
+        Config(
+            name="authors_1_percent",
+            description="Training part as the GFM authors draw it: 3,116 rows with repetition, 3,100 patches.",
+        ),
+        Config(
+            name="authors_10_percent",
+            description="Training part as the GFM authors draw it: 31,166 rows with repetition, 29,721 patches.",
+        ),
+        Config(name="clean_1_percent", description="3,116 training patches without repetition."),
+        Config(name="clean_10_percent", description="31,166 training patches without repetition."),
+        Config(
+            name="snow_and_cloud", description="What the In-Domain splits have besides: 42,529 / 14,121 / 14,337 rows."
+        ),
+        Config(name="official_19", description="The official splits of the 19 classes, unrelated to the others."),
+    ),
+    features=features,
+    plan=plan,
+    row=row,
+    by_folder=True,
+    metadata={
+        "pretty_name": "BigEarthNet v1.0, Sentinel-2",
+        "license": "cdla-permissive-1.0",
+        "task_categories": ["image-classification"],
+        "tags": ["geospatial", "remote-sensing", "sentinel-2", "multispectral", "multi-label", "land-cover"],
+        "size_categories": ["100K<n<1M"],
+    },
+    text="""
+590,326 patches of 1.2 x 1.2 km from 125 Sentinel-2 tiles over ten European countries, June 2017 to May 2018, with the
+CORINE Land Cover 2018 classes that occur in them. Level 2A (bottom of atmosphere), digital numbers = reflectance
+x 10,000 without offset (processing baseline N0205). B10 is not there: Level 2A has none. This is version 1.0, not v2
+(reBEN), whose names, labels and splits are others.
+
+| column | what it is |
+|---|---|
+| `image` | preview, 120 x 120 px PNG: B04, B03, B02 from 27..2332, 61..2001, 50..1862 to 0..255, truncated |
+| `labels` | classes of the 19, by number; empty if only dropped classes occur |
+| `labels_43` | names of the 43 classes, as in the archive |
+| `bands_10m` | (4, 120, 120) uint16: B02 490 nm, B03 560, B04 665, B08 842 |
+| `bands_20m` | (6, 60, 60) uint16: B05 705 nm, B06 740, B07 783, B8A 865, B11 1610, B12 2190 |
+| `bands_60m` | (2, 20, 20) uint16: B01 443 nm, B09 945 |
+| `patch` | name in the archive, verbatim: 69,866 have a time of five digits |
+| `acquisition_date`, `season` | in UTC; winter is December to February, and so on |
+| `snow`, `cloud` | the patch is in the list of seasonal snow, of clouds and shadows |
+| `ulx`, `uly`, `lrx`, `lry` | corners in metres, in the `projection` (WKT, UTM) |
+| `tile_source` | the Sentinel-2 product |
+
+Values of an `Array3D` come back as lists, or as int64 by `with_format("numpy")`; cast them to uint16. Nothing is
+resampled, all pixels are those of the archive.
+
+**Labels.** 10 of the 43 classes are kept as they are, 22 are joined, 11 are dropped. Number 13 is
+`Transitional woodland/shrub`; others write `Transitional woodland, shrub`. Orders of the 43 differ among libraries, so
+names are stored.
+
+**Splits.** `in_domain` has the lists of Neumann et al., "In-domain representation learning for remote sensing"
+(arXiv 1911.06721), minus 61,707 patches with seasonal snow and 9,280 with clouds or shadows: 311,667 / 103,944 /
+103,728. Those are in `snow_and_cloud`, by the same splits: both together are the lists as published. The lists are
+computed from the names of all patches, and their MD5 sums are checked, published and filtered. Rows are not in the
+order of those lists but in that of the archive, which is read forwards. Of the `authors_*` and `clean_*` configurations
+only the training part differs. `authors_*` are the draws of the GFM code (NumPy's `default_rng(42).choice` over the
+filtered list, with repetition: such rows stand twice, one after the other), `clean_*` draws of the same sizes without
+repetition: the training names by the MD5 of `clean` + name, from the front. `official_19` has the publisher's splits of
+the 19 classes: 269,695 / 123,723 / 125,866, all without snow and cloud.
+
+**To know.** The GFM code evaluates on `validation` and does not read `test`. In-Domain and official splits are
+unrelated: 74,461 patches of the In-Domain training part are in the official validation, 75,507 in the official test;
+never mix them. Patches are cut side by side from the same tiles, so neighbours are in different splits. 55 patches of
+`in_domain` have none of the 19 classes (33 / 12 / 10); they stay, as in the GFM code.
+
+The lists of snow, cloud and official splits are derived from kai-tub/bigearthnet_common (Apache-2.0).
+""",
+    citation="""
+@inproceedings{sumbul2019bigearthnet,
+  title = {BigEarthNet: A Large-Scale Benchmark Archive for Remote Sensing Image Understanding},
+  author = {Sumbul, Gencer and Charfuelan, Marcela and Demir, Beg{\\"u}m and Markl, Volker},
+  booktitle = {IEEE International Geoscience and Remote Sensing Symposium},
+  year = {2019},
+  doi = {10.1109/IGARSS.2019.8900532}
+}
+""",
+    homepage="https://bigearth.net",
+    how_to_get=HOW_TO_GET,
+)
+
+
+class BigEarthNet(FromRecipe, datasets.GeneratorBasedBuilder):
+    """The builder: the class for `datasets` 5, the loading script for 3.6."""
+
+    RECIPE = RECIPE
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = Config
+    BUILDER_CONFIGS = list(RECIPE.configs)
+    DEFAULT_CONFIG_NAME = "in_domain"
+    DEFAULT_WRITER_BATCH_SIZE = 100
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; `--help` lists its flags."""
+    return run(RECIPE, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,6 +26,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> Any:
         "--train_fraction", type=share, default=1.0, help="share of the training part, without repetition"
     )
     data.add_argument("--authors_subset", action="store_true", help="draw that share as the authors: with repetition")
+    data.add_argument(
+        "--pretraining_data",
+        help="what the backbone was pretrained on (folder, Parquet, Hub id), to warn of test images that were in it; "
+        "default: what the checkpoint's folder records, if it is here; none: do not look",
+    )
     data.add_argument("--dataloader_num_workers", type=int, default=2)
     return data
 

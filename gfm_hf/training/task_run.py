@@ -30,11 +30,13 @@ from gfm_hf.training.finetuning import BestWeights, Evaluate, FineTuning, TrainS
 from gfm_hf.training.optim import Schedule
 from gfm_hf.training.publishing import BackgroundPush
 from gfm_hf.training.runs import RunFolder, StopSignal, end_training, user_input
+from gfm_hf.training.seen import seen_in_pretraining
 
 
 # Flags that do not change what a run computes, or whose effect is known otherwise: where things are and how they run.
 MAY_CHANGE = {
     *("data_dir", "parquet", "dataset_name", "dataset_config_name", "dataset_revision", "cache_dir"),
+    "pretraining_data",
     *("model_name_or_path", "model_revision", "attn_implementation", "gradient_checkpointing"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
     *("dataloader_num_workers", "output_dir", "logging_steps", "checkpointing_steps", "checkpoints_total_limit"),
@@ -95,6 +97,9 @@ class TaskRun:
         """
         self._unwrapped, self._processor, self._data = model, processor, data
         facts = _describe(self.args, self.accelerator, model, data)
+        if self.accelerator.is_main_process:
+            with user_input():
+                facts |= seen_in_pretraining(self.args, data.test or data.validation)
         self.about = facts | about
         identity = self._identity(data, facts["trained_parameters"], processor.size["height"]) | about
         self.progress: dict[str, Any] = {"step": 0, "epoch": 0, "step_in_epoch": 0, "images": 0, "run": identity}

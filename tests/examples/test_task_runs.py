@@ -195,3 +195,23 @@ def test_validation_needs_a_label_to_choose_by(backbone, tmp_path, capsys):
     flags = {"parquet": tmp_path / "rows.parquet", "cache_dir": tmp_path / "cache"}
     assert TASK.run(tmp_path / "run", model_name_or_path=backbone, **flags) == 2
     assert "no label to choose by" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_results_and_card_tell_how_many_test_images_were_pretrained_on(images, backbone, tmp_path, capsys):
+    folder = split_folder(images, tmp_path / "set", {"train": range(4), "val": (4, 5), "test": (6, 7)})
+    pile = tmp_path / "pile"
+    pile.mkdir()
+    for name in ("field06", "water07", "roof00"):  # the last one is not of the test part
+        picture = Image.open(images / name[:-2] / f"{name}.png")
+        picture.transpose(Image.Transpose.ROTATE_90).save(pile / f"{name}.png")
+    out, flags = tmp_path / "run", {"model_name_or_path": backbone, "data_dir": folder, "pretraining_data": pile}
+    assert TASK.run(out, **flags) == 0
+    assert "warning: 2 of 6 samples of the test part" in capsys.readouterr().err
+    assert results(out)["samples_seen_in_pretraining"] == 2
+    card = (out / "README.md").read_text()
+    assert "| samples seen in pretraining | 2 |" in card and "type: samples_seen" not in card
+    # It says nothing of what the run computes: a resumed one may look elsewhere, or not at all.
+    assert TASK.run(out, **flags | {"pretraining_data": "none"}, resume_from_checkpoint="latest") == 0
+    assert "samples_seen_in_pretraining" not in results(out)
+    assert TASK.run(tmp_path / "other", **flags | {"pretraining_data": tmp_path / "no" / "such"}) == 2
+    assert "cannot be opened" in capsys.readouterr().err.splitlines()[-1]

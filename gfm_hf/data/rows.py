@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from gfm_hf.data.decoding import Record
 from gfm_hf.data.sources import (
@@ -22,6 +24,10 @@ from gfm_hf.data.sources import (
     visible_files,
 )
 from gfm_hf.data.splits import PARTS, part_of_name
+
+
+# Between the names of columns whose bands are joined.
+JOIN = "+"
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class TableStore:
 
     Attributes:
         dataset: A `datasets.Dataset` of the image columns.
-        arrays: Columns of arrays -> dtype as stored; `datasets` hands small integers out as int64.
+        arrays: Columns of arrays -> dtype as stored; `datasets` hands small integers out as int64. A name such as
+            "bands_10m+bands_20m" joins columns: see `joined_arrays`.
         digest: Hex digest of the data set.
     """
 
@@ -75,9 +82,32 @@ class TableStore:
 
     def value(self, i: int, column: str) -> Record | np.ndarray:
         """Return the encoded image of row i, or its array."""
-        if column in self.arrays:
-            return np.asarray(self.dataset[i][column], dtype=self.arrays[column])
-        return record_of_row(i, self.dataset[i][column])
+        if column not in self.arrays:
+            return record_of_row(i, self.dataset[i][column])
+        row, dtype = self.dataset[i], self.arrays[column]
+        return joined_arrays([np.asarray(row[name], dtype=dtype) for name in column.split(JOIN)])
+
+
+def joined_arrays(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Stack bands of several resolutions on the grid of the finest.
+
+    Args:
+        arrays: (C_i, H_i, W_i) of the same ground and dtype; one alone is returned as it is.
+
+    Returns:
+        (sum of C_i, H, W) in that dtype; H and W are the largest. Coarser bands are resized bilinearly.
+    """
+    if len(arrays) == 1:
+        return arrays[0]
+    height, width = (max(array.shape[axis] for array in arrays) for axis in (1, 2))
+    planes = []
+    for array in arrays:
+        if array.shape[1:] != (height, width):
+            coarse = torch.from_numpy(array.astype(np.promote_types(array.dtype, np.float32)))
+            fine = F.interpolate(coarse[None], size=(height, width), mode="bilinear", align_corners=False)[0].numpy()
+            array = (fine.round() if array.dtype.kind in "ui" else fine).astype(array.dtype)
+        planes.append(array)
+    return np.concatenate(planes)
 
 
 Store = FileStore | TableStore
@@ -309,7 +339,8 @@ def _present_columns(
     description: str,
 ) -> list[str]:
     """Check that all needed columns exist; return the image columns that do."""
-    needed = [column for column in (*columns, label_column, split_column) if column]
+    parts = [name for column in columns for name in column.split(JOIN)]
+    needed = [column for column in (*parts, label_column, split_column) if column]
     for column in needed:
         if column not in dataset.features:
             raise ValueError(
@@ -351,13 +382,19 @@ def _table_store(dataset: Any, columns: Sequence[str], digest: str) -> TableStor
     from datasets import Image as ImageFeature
 
     arrays: dict[str, str] = {}
-    dataset = dataset.select_columns(list(columns))
-    for column in columns:
-        feature = dataset.features[column]
+    names = list(dict.fromkeys(name for column in columns for name in column.split(JOIN)))
+    dataset = dataset.select_columns(names)
+    for name in names:
+        feature = dataset.features[name]
         if holds_encoded_images(feature):
-            dataset = dataset.cast_column(column, ImageFeature(decode=False))
+            dataset = dataset.cast_column(name, ImageFeature(decode=False))
             continue
         if not hasattr(feature, "shape"):
-            raise ValueError(f"column {column!r} holds {feature}, neither images nor arrays; name another column.")
-        arrays[column] = feature.dtype
+            raise ValueError(f"column {name!r} holds {feature}, neither images nor arrays; name another column.")
+        arrays[name] = feature.dtype
+    for column in (column for column in columns if JOIN in column):
+        dtypes = {arrays.get(name) for name in column.split(JOIN)}
+        if None in dtypes or len(dtypes) > 1:
+            raise ValueError(f"columns {column} cannot be joined: all of them have to hold arrays of one dtype.")
+        arrays[column] = str(dtypes.pop())
     return TableStore(dataset, arrays, digest)

@@ -154,7 +154,8 @@ def open_task(
         dataset_config_name: Configuration of that data set.
         revision: Branch, tag or commit of that data set.
         cache_dir: Where `datasets` keeps what it downloads or converts.
-        image_column_name: Images; encoded, or arrays of any band count.
+        image_column_name: Images; encoded, or arrays of any band count. "a+b" joins the bands (C, H, W) of two columns
+            on the finer grid, in this order.
         label_column_name: Classes: `ClassLabel`, ids or names, or lists of them (multi-label). Default: `label`, else
             `labels`. Rows without a label (null, "" or below 0) are left out. Lists of 0 and 1, all of one length, are
             multi-hot where one repeats a number, which a list of ids never does.

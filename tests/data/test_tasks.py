@@ -489,6 +489,32 @@ def test_arrays_of_columns(tmp_path):
 # Super-resolution
 
 
+def test_bands_of_several_columns(tmp_path):
+    """Fine bands stay, coarse ones are resized; columns that do not go together are named."""
+    rng = np.random.default_rng(0)
+    fine, coarse = (rng.integers(0, 9000, (6, *shape)).astype(np.uint16) for shape in ((2, 12, 12), (3, 6, 6)))
+    kinds = {"fine": datasets.Array3D((2, 12, 12), "uint16"), "coarse": datasets.Array3D((3, 6, 6), "uint16")}
+    features = datasets.Features(
+        kinds | {"other": datasets.Array3D((1, 4, 4), "uint8"), "label": datasets.Value("int64")}
+    )
+    other = np.zeros((6, 1, 4, 4), np.uint8)
+    rows = {"fine": list(fine), "coarse": list(coarse), "other": list(other), "label": [0, 1] * 3}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    options = {"num_channels": 5, "validation_fraction": 0.34, "test_fraction": 0}
+    data = open_task("classification", parquet=tmp_path / "a.parquet", image_column_name="fine+coarse", **options)
+    sample = data.train[0]
+    row, pixels = int(data.train.rows.positions[0]), sample.images[0]
+    assert pixels.shape == (12, 12, 5) and pixels.dtype == np.uint16
+    assert np.array_equal(pixels[..., :2], fine[row].transpose(1, 2, 0))
+    # Bilinear by a factor of 2: a corner keeps its value, its neighbour inside is 3/4 of it and 1/4 of the next one.
+    assert np.array_equal(pixels[0, 0, 2:], coarse[row, :, 0, 0])
+    between = (0.75 * coarse[row, :, 0, 0] + 0.25 * coarse[row, :, 0, 1]).round()
+    assert np.abs(pixels[0, 1, 2:] - between).max() <= 1
+    for name, says in (("fine+nothing", "no column 'nothing'"), ("fine+other", "cannot be joined")):
+        with pytest.raises(ValueError, match=says):
+            open_task("classification", parquet=tmp_path / "a.parquet", image_column_name=name, **options)
+
+
 def test_pairs_of_arrays(tmp_path):
     features = {"image": datasets.Array3D((3, 4, 5), "uint8"), "target": datasets.Array3D((3, 8, 10), "uint8")}
     low, high = (np.zeros((5, 3, side, side // 4 * 5), np.uint8).tolist() for side in (4, 8))

@@ -293,8 +293,8 @@ def test_what_is_known_of_a_patch(bigearthnet):
 
 
 def test_the_examples_read_it(bigearthnet):
-    """Multi-label, by the preview and by the four bands of 10 m."""
-    for column, channels in (("image", 3), ("bands_10m", 4)):
+    """Multi-label, by the preview, by the four bands of 10 m and by all twelve."""
+    for column, channels in (("image", 3), ("bands_10m", 4), ("bands_10m+bands_20m+bands_60m", 12)):
         data = open_task(
             "classification",
             dataset_name=str(bigearthnet.built),

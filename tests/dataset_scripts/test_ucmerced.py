@@ -1,5 +1,6 @@
 """What is special of UC Merced: lists, draws, class folders, and real files where they are at hand."""
 
+import functools
 import hashlib
 import io
 import os
@@ -119,6 +120,23 @@ def test_download(ucmerced, hub, tmp_path):
     assert done.returncode == 0, done.stderr
     shards = {k: v for k, v in contents(ucmerced.built).items() if k.startswith("in_domain/")}
     assert shards.items() <= contents(tmp_path / "out").items()
+
+
+def with_other_end(name, end, entries):
+    return [(path, content[:-3] + end if name in path else content) for path, content in entries]
+
+
+def test_an_earlier_build_does_not_answer_from_the_cache(ucmerced, tmp_path):
+    """Same folder name, same names and sizes of all files, other pixels in one picture."""
+    name, rows = "beach07.tif", []
+    for number, end in enumerate((b"abc", b"xyz")):
+        (tmp_path / f"{number}").mkdir()
+        raw = changed(ucmerced, tmp_path / f"{number}", functools.partial(with_other_end, name, end))
+        out = tmp_path / f"{number}" / "out"
+        assert ucmerced.run("--config", "in_domain", data_dir=raw, output_dir=out)[0] == 0
+        loaded = datasets.load_dataset(str(out), "in_domain")
+        rows += [row for part in loaded.values() for row in encoded(part) if row["name"] == name]
+    assert rows[0]["image"] != rows[1]["image"]
 
 
 # -- Refusals ---------------------------------------------------------------------------------------------------------

@@ -4,20 +4,26 @@
 
 Hashes are random, and copies with a few bits changed are planted among them: all have to be found. What comes before
 and after the search is timed per picture and per pair on noise of 256 px.
+
+`--whole` runs the script itself instead, on so many procedural scenes of 64 px, each another one; a tenth of the smaller
+set are copies of the larger one's, turned, recompressed and brighter or darker.
 """
 
 import argparse
+import csv
 import importlib.util
 import json
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 
 SCRIPT = Path(__file__).parents[1] / "dataset_scripts" / "overlap.py"
@@ -77,6 +83,53 @@ def time_pictures(script: Any, count: int = 200) -> dict[str, float]:
     return {"hash_ms_per_image": (hashed - start) / count * 1e3, "ssim_ms_per_pair": (compared - hashed) / 512 * 1e3}
 
 
+def time_whole(first: int, second: int) -> dict[str, float]:
+    """Generate two sets, run the script on them, hold its table to what was planted."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        planted = write_sets(root, first, second)
+        command = [
+            sys.executable,
+            str(SCRIPT),
+            str(root / "first"),
+            str(root / "second"),
+            "--output_dir",
+            str(root / "out"),
+        ]
+        start = time.perf_counter()
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        with (root / "out" / "overlap.csv").open(newline="") as file:
+            rows = [(row["a"], row["b"]) for row in csv.DictReader(file) if row["duplicate"] == "yes"]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    right = planted & set(rows)
+    others = len(set(rows) - planted)
+    return {"seconds": seconds, "planted": len(planted), "found": len(right), "others": others, "peak_mb": peak / 1024}
+
+
+def write_sets(root: Path, first: int, second: int) -> set[tuple[str, str]]:
+    """Write both sets; returns the names of the pairs that show the same."""
+    sys.path.insert(0, str(SCRIPT.parents[1] / "examples"))
+    from procedural_scenes import CLASSES, draw_scene
+
+    rng = np.random.default_rng(0)
+    for name in ("first", "second"):
+        (root / name).mkdir()
+    pairs = set()
+    for number in range(first + second - second // 10):
+        scene = Image.fromarray(draw_scene(CLASSES[number % len(CLASSES)], rng, 64))
+        folder, name = ("first", number) if number < first else ("second", number - first)
+        scene.save(root / folder / f"{name:06d}.jpg", quality=90)
+        if number < second // 10:
+            turned = scene.transpose(list(Image.Transpose)[number % 7])
+            altered = ImageEnhance.Brightness(turned).enhance(rng.uniform(0.75, 1.25))
+            altered.save(root / "second" / f"copy_{number:06d}.jpg", quality=int(rng.integers(50, 91)))
+            pairs.add((f"{number:06d}.jpg", f"copy_{number:06d}.jpg"))
+    return pairs
+
+
 def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,10 +137,14 @@ def main() -> None:
     parser.add_argument("--second", type=int, default=10_000, help="pictures of the smaller set, in 8 orientations")
     parser.add_argument("--pairs", type=int, default=1000, help="planted pairs")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--whole", action="store_true", help="time the whole report on generated pictures")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    script = load_script()
-    figures = time_search(script, args.first, args.second, args.pairs, args.threads) | time_pictures(script)
+    if args.whole:
+        figures = time_whole(args.first, args.second)
+    else:
+        script = load_script()
+        figures = time_search(script, args.first, args.second, args.pairs, args.threads) | time_pictures(script)
     for name, value in figures.items():
         print(f"{name:>20} {value:,.3f}" if isinstance(value, float) else f"{name:>20} {value:,}")
     if args.output:

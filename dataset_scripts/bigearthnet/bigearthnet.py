@@ -16,9 +16,11 @@ import io
 import itertools
 import json
 import lzma
+import math
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import tarfile
 import threading
@@ -26,8 +28,9 @@ import weakref
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -35,6 +38,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 from datasets.arrow_writer import ParquetWriter
+from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
@@ -42,11 +46,18 @@ from tqdm import tqdm
 # --- common to all dataset scripts: begin ---
 # Each script stands alone, so this part is in each of them, letter by letter; tests/dataset_scripts compares them.
 UNFINISHED = "unfinished-"
-STATE = ".build.json"
+STATE, LOCK = ".build.json", ".build.lock"
 ROW_GROUP_BYTES = 32 * 2**20
+SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6, "1M<n<10M": 10**7}
 NOT_ARCHIVES = {b"<": "a web page (a log-in, a quota, a moved address)", b"version https://git": "an LFS pointer"}
 # What Python and Pillow raise for broken bytes; RuntimeError is zipfile's for a password.
-BROKEN = (OSError, EOFError, RuntimeError, ValueError, SyntaxError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+BROKEN = (
+    OSError, EOFError, RuntimeError, ValueError, SyntaxError, zlib.error, lzma.LZMAError, zipfile.BadZipFile,
+    tarfile.TarError,
+)  # fmt: skip
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# What file browsers leave behind.
+JUNK = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$)")
 
 
 class InputError(ValueError):
@@ -69,7 +80,7 @@ class Archive(NamedTuple):
     """A published archive: its checksum ("" = none is known), its size (0 = unknown) and an address if it has one.
 
     `unpack` is for a compressed tar of which the rows need files from far apart: it is unpacked once, to the cache.
-    `prefix` is put before the names of its files.
+    `prefix` is put before the names of its files. `configs` are those that need it; none stands for all.
     """
 
     name: str
@@ -80,6 +91,7 @@ class Archive(NamedTuple):
     optional: bool = False
     unpack: bool = False
     prefix: str = ""
+    configs: tuple[str, ...] = ()
 
 
 class Item(NamedTuple):
@@ -112,7 +124,7 @@ class Files:
 
     Attributes:
         notes: What is not as published and was accepted, for the card.
-        digests: One checksum a source: of an archive's bytes, or of a folder's names and sizes.
+        digests: One checksum a source, by its name: of an archive's bytes, or of a folder's names, sizes and times.
     """
 
     def __init__(
@@ -122,35 +134,41 @@ class Files:
         self.prefixes = [known.prefix if known else "" for _, known in sources]
         self.accept, self.exact, self.by_folder = accept, exact, by_folder
         self.notes: list[str] = []
-        self.digests: list[str] = []
+        self.digests: dict[str, str] = {}
         self.entries: dict[str, tuple[int, int, int]] = {}  # name -> number of the source, size, offset in a tar
-        self.handles: dict[Path, Any] = {}
+        self.handles: dict[tuple[int, Path], Any] = {}
         for number, (path, known) in enumerate(sources):
-            found = (_inside(path, entry) for entry in (_folder(path) if path.is_dir() else _archive(path, known)))
+            inside = (_inside(path, entry) for entry in (_folder(path) if path.is_dir() else _archive(path, known)))
+            found = (entry for entry in inside if not JUNK.search(entry.name))
             for entry in _folders(path, found) if by_folder else found:
                 name = self.prefixes[number] + entry.name
                 if name in self.entries:
-                    raise InputError(f"{path} holds {entry.name} twice; keep one of them.")
+                    how = "in two places; pack its files together" if by_folder else "twice; keep one of them"
+                    raise InputError(f"{path} holds {entry.name} {how}.")
                 self.entries[name] = (number, entry.size, entry.data)
-            self.digests.append(self._digest(number, path, known))
+            digest = self.digests[self.prefixes[number] + path.name] = self._digest(number, path, known)
             if known and known.unpack and path.is_file():
-                self.paths[number] = self._unpacked(number)
+                self.paths[number] = self._unpacked(number, digest)
 
-    def _unpacked(self, number: int) -> Path:
+    def _unpacked(self, number: int, digest: str) -> Path:
         """Unpack a compressed tar to the cache of `datasets`; again, if what is there is of a killed attempt."""
-        cache = os.path.join(datasets.config.DOWNLOADED_DATASETS_PATH, self.digests[number])
+        cache = os.path.join(datasets.config.DOWNLOADED_DATASETS_PATH, digest)
         skip = len(self.prefixes[number])
         sizes = {name[skip:]: size for name, (source, size, _) in self.entries.items() if source == number}
-        for force in (False, True):
-            settings = datasets.DownloadConfig(cache_dir=cache, force_extract=force)
-            folder = Path(datasets.DownloadManager(download_config=settings).extract(str(self.paths[number])))
-            if all((folder / name).is_file() and (folder / name).stat().st_size == sizes[name] for name in sizes):
-                return folder
+        os.makedirs(cache, exist_ok=True)
+        with FileLock(os.path.join(cache, LOCK)):
+            for force in (False, True):
+                settings = datasets.DownloadConfig(cache_dir=cache, force_extract=force)
+                folder = Path(datasets.DownloadManager(download_config=settings).extract(str(self.paths[number])))
+                if all((folder / name).is_file() and (folder / name).stat().st_size == sizes[name] for name in sizes):
+                    return folder
         raise InputError(f"{self.paths[number]} could not be unpacked into {folder}; look for free space there.")
 
     def _digest(self, number: int, path: Path, known: Archive | None) -> str:
         if path.is_dir():
-            listing = [(name, size) for name, (source, size, _) in self.entries.items() if source == number]
+            skip = len(self.prefixes[number])
+            mine = [(name[skip:], size) for name, (source, size, _) in self.entries.items() if source == number]
+            listing = [(name, size, (path / name).stat().st_mtime_ns) for name, size in mine]
             return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
         method = "md5" if known and known.md5 and not known.sha256 else "sha256"
         digest, expected = hashlib.new(method), getattr(known, method, "")
@@ -198,7 +216,7 @@ class Files:
                 raise EOFError(f"{len(content):,} of {size:,} bytes")
             return content
         except BROKEN as error:
-            raise UnreadableError(f"{name} in {path} cannot be read ({error}).") from error
+            raise UnreadableError(f"{name} in {path.name} cannot be read ({error}).") from error
 
     def read_folder(self, folder: str) -> dict[str, bytes]:
         """The files of one folder by their names, where the entries are folders."""
@@ -214,12 +232,13 @@ class Files:
             with tarfile.open(fileobj=span, mode="r:") as tar:
                 return {PurePosixPath(m.name).name: tar.extractfile(m).read() for m in tar if m.isreg()}  # type: ignore
         except BROKEN as error:
-            raise UnreadableError(f"{folder} in {path} cannot be read ({error}).") from error
+            raise UnreadableError(f"{folder} in {path.name} cannot be read ({error}).") from error
 
     def _archive(self, path: Path) -> Any:
-        if path not in self.handles:
-            self.handles[path] = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
-        return self.handles[path]
+        key = (os.getpid(), path)  # of a fork, parent and child would share one place in the file
+        if key not in self.handles:
+            self.handles[key] = zipfile.ZipFile(path) if _is_zip(path) else tarfile.open(path)
+        return self.handles[key]
 
     def open_image(self, name: str, modes: Sequence[str] = ("RGB",)) -> tuple[bytes, Image.Image]:
         """The bytes of one file, and what Pillow decodes from them."""
@@ -258,7 +277,7 @@ class Files:
 
 
 # A process that writes shards keeps its archives open from one to the next: a compressed tar is read forwards.
-_handles: dict[Path, Any] = {}
+_handles: dict[tuple[int, Path], Any] = {}
 
 
 class Entry(NamedTuple):
@@ -279,11 +298,24 @@ def _bytes_of(tar: Any, offset: int, size: int) -> bytes:
 
 
 def _folder(path: Path) -> Iterator[Entry]:
-    for folder, folders, names in os.walk(path):
+    """Files below a folder, through links but never twice through one place; what was built there is left out."""
+    seen = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen or STATE in names:
+            folders.clear()
+            continue
+        seen.add(real)
         folders.sort()
         for file in (Path(folder, name) for name in sorted(names)):
             if file.is_file():
                 yield Entry(file.relative_to(path).as_posix(), file.stat().st_size)
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether it begins like one: `zipfile` also takes a tar for a zip that has one at its end."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 def _folders(path: Path, found: Iterator[Entry]) -> Iterator[Entry]:
@@ -305,20 +337,28 @@ def _archive(path: Path, known: Archive | None) -> Iterator[Entry]:
         if head.startswith(start):
             raise InputError(f"{path} is {what}, not an archive; fetch it again in a browser.")
     try:
-        if zipfile.is_zipfile(path):
+        if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 yield from (Entry(e.filename, e.file_size) for e in archive.infolist() if not e.is_dir())
             return
         with tarfile.open(path) as tar:
             for member in tar:
+                if member.issym() or member.islnk():
+                    raise InputError(f"{path} holds {member.name}, which is a link; unpack it and pass the folder.")
                 if member.isreg():
                     yield Entry(member.name.removeprefix("./"), member.size, member.offset, member.offset_data)
                 tar.members = []  # type: ignore[attr-defined]  # else a list of millions stays in memory
-            # tarfile takes a cut between two members for the end; a whole archive ends with empty blocks.
+            # tarfile takes a cut or a damaged header for the end; after a whole archive nothing but zeros come.
             handle: Any = tar.fileobj
             handle.seek(tar.offset)
-            if not handle.read(512):
+            rest = handle.read(2**20)
+            if not rest or rest.strip(b"\0"):
                 raise tarfile.ReadError("the end is missing")
+            while rest := handle.read(2**20):
+                if rest.strip(b"\0"):
+                    raise tarfile.ReadError("a header is damaged")
+    except InputError:
+        raise
     except BROKEN as error:
         size = f"{path.stat().st_size:,} bytes" + (f" of {known.size_bytes:,}" if known and known.size_bytes else "")
         raise InputError(f"{path} ({size}) is truncated, or no zip or tar archive; fetch it again.") from error
@@ -327,6 +367,10 @@ def _archive(path: Path, known: Archive | None) -> Iterator[Entry]:
 def _inside(path: Path, entry: Entry) -> Entry:
     if re.search(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)", entry.name):
         raise InputError(f"{path} holds {entry.name!r}, which points outside; do not unpack it, fetch it again.")
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path} holds {entry.name!r}, which is no UTF-8; rename it.") from error
     return entry
 
 
@@ -356,27 +400,53 @@ class Recipe:
     how_to_get: str
     by_folder: bool = False
 
-    def open(self, data_dir: str | None, manager: Any, accept: bool = False, exact: bool = False) -> Files:
-        """Find, check and list the archives; without data_dir they come from their addresses."""
+    def open(
+        self,
+        data_dir: str | None,
+        manager: Any,
+        accept: bool = False,
+        exact: bool = False,
+        configs: Sequence[Config] | None = None,
+    ) -> Files:
+        """Find, check and list the archives that some configurations need; without data_dir from their addresses."""
+        names = None if configs is None else {name for config in configs for name in (config.name, *config.parts)}
         if data_dir is not None:
-            return Files(self.find(Path(data_dir)), accept, exact, self.by_folder)
+            return Files(self.find(Path(data_dir), names), accept, exact, self.by_folder)
         if not all(archive.url or archive.optional for archive in self.archives):
             raise InputError(f"this set cannot be downloaded by itself: {self.how_to_get} Then pass data_dir.")
         known = [archive for archive in self.archives if archive.url]
-        paths = [Path(manager.download(archive.url)) for archive in known]
+        try:
+            paths = [Path(manager.download(archive.url)) for archive in known]
+        except Exception as error:  # whatever the network raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{known[0].url} could not be fetched ({reason}). {self.how_to_get}") from error
         return Files(list(zip(paths, known)), accept, exact, self.by_folder)
 
-    def find(self, path: Path) -> list[tuple[Path, Archive | None]]:
-        """The archives in a folder, the folder itself if it holds none, or the one archive."""
+    def find(self, path: Path, names: Set[str] | None) -> list[tuple[Path, Archive | None]]:
+        """The archives in a folder, the folder itself if it holds none, or the one archive.
+
+        Args:
+            path: What the user gave.
+            names: Configurations that are asked for; None stands for all.
+        """
         if not path.exists():
             raise InputError(f"{path} does not exist. {self.how_to_get}")
         if path.is_file():
             if len([archive for archive in self.archives if not archive.optional]) > 1:
                 raise InputError(f"{path} is one of several archives; pass the folder that holds them.")
-            known = [archive for archive in self.archives if archive.name == path.name or len(self.archives) == 1]
+            alone = len(self.archives) == 1
+            known = [archive for archive in self.archives if archive.name == path.name or alone]
+            if not known and any(archive.md5 or archive.sha256 for archive in self.archives):
+                raise InputError(
+                    f"{path} is none of {', '.join(archive.name for archive in self.archives)}; give it its name back."
+                )
             return [(path, known[0] if known else None)]
-        there = [archive for archive in self.archives if (path / archive.name).is_file()]
-        missing = [archive.name for archive in self.archives if not archive.optional and archive not in there]
+        wanted = [a for a in self.archives if names is None or not a.configs or not names.isdisjoint(a.configs)]
+        there = [archive for archive in wanted if (path / archive.name).is_file()]
+        inside = [child for child in path.iterdir() if not child.name.startswith(".")]
+        if len(self.archives) == len(inside) == 1 and not there and inside[0].name.endswith(ARCHIVES):
+            return [(inside[0], self.archives[0])]  # under another name
+        missing = [archive.name for archive in wanted if not archive.optional and archive not in there]
         if there and missing:
             raise InputError(f"{path} lacks {', '.join(missing)}. {self.how_to_get}")
         return [(path / archive.name, archive) for archive in there] or [(path, None)]
@@ -410,7 +480,8 @@ class Recipe:
             if twice:
                 raise InputError(f"{config.name}/{split} has the id {twice[0]} twice; keep one of them.")
         if not plan:
-            raise InputError(f"{', '.join(map(str, files.paths))} holds nothing of this set. {self.how_to_get}")
+            where = ", ".join(map(str, files.paths)) or "what was given"
+            raise InputError(f"{where} holds nothing of {config.name}. {self.how_to_get}")
         return plan
 
 
@@ -425,7 +496,7 @@ class FromRecipe:
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         config = self.config
-        files = self.RECIPE.open(config.data_dir, dl_manager, config.accept_archive, config.exact)
+        files = self.RECIPE.open(config.data_dir, dl_manager, config.accept_archive, config.exact, [config])
         generators = []
         for split, items in self.RECIPE.splits(config, files).items():
             batches = [items[i : i + 100] for i in range(0, len(items), 100)]  # a list is what num_proc divides
@@ -452,6 +523,7 @@ class Job(NamedTuple):
 
 
 def _watch_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -510,6 +582,10 @@ def _write_shards(jobs: list[Job], num_proc: int) -> Iterator[tuple[str, int, di
         try:
             for done in as_completed(waiting):
                 yield done.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process was killed, probably for memory; repeat the command with a smaller --num_proc."
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -538,29 +614,61 @@ def _cut(items: list[Item], files: Files, max_bytes: int) -> list[list[Item]]:
 
 def _save(path: Path, text: str) -> None:
     unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(unfinished, path)
 
 
 def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> None:
     """Write the shards that are not there yet, then the card."""
-    manager = datasets.DownloadManager() if args.download else None
-    files = recipe.open(None if args.download else args.data_dir, manager, args.accept_archive, args.exact)
+    folder = Path(args.output_dir)
+    own = (UNFINISHED, LOCK)
+    if folder.exists() and not (folder / STATE).exists() and any(not p.name.startswith(own) for p in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no build; choose another --output_dir.")
+    manager = datasets.DownloadManager() if args.data_dir is None else None
+    files = recipe.open(args.data_dir, manager, args.accept_archive, args.exact, configs)
     plans = {
         part.name: (part, recipe.splits(part, files)) for config in configs for part in recipe.parts(config, files)
     }
-    folder = Path(args.output_dir)
-    flags = [args.max_shard_mb, args.manifest_only, args.skip_unreadable]
-    script = hashlib.sha256(Path(sys.modules[recipe.plan.__module__].__file__ or "").read_bytes()).hexdigest()
-    made_of = [files.digests, flags, script, datasets.__version__]
-    state: dict[str, Any] = {"made_of": made_of, "parts": {}, "configs": {}}
-    if (folder / STATE).exists():
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        if state["made_of"] != made_of:
-            raise InputError(f"{folder} holds shards of other files, flags or versions; choose another --output_dir.")
-    elif folder.exists() and any(not path.name.startswith(UNFINISHED) for path in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no build; choose another --output_dir.")
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            _write(recipe, args, configs, files, plans, folder)
+    except Timeout as error:
+        raise InputError(
+            f"another build writes into {folder}; wait for it, or choose another --output_dir."
+        ) from error
+
+
+def _state(folder: Path, files: Files, made_of: dict[str, Any]) -> dict[str, Any]:
+    """What is done of an earlier call, which has to have been one of the same files, flags and versions."""
+    if not (folder / STATE).exists():
+        return {"made_of": made_of, "sources": files.digests, "parts": {}, "configs": {}}
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        same = state["made_of"] == made_of
+        common = state["sources"].keys() & files.digests.keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / STATE} is damaged; delete {folder}, or choose another --output_dir.") from error
+    if not same or any(state["sources"][name] != files.digests[name] for name in common):
+        raise InputError(f"{folder} holds shards of other files, flags or versions; choose another --output_dir.")
+    state["sources"] |= files.digests
+    return state
+
+
+def _write(
+    recipe: Recipe,
+    args: argparse.Namespace,
+    configs: list[Config],
+    files: Files,
+    plans: dict[str, tuple[Config, dict[str, list[Item]]]],
+    folder: Path,
+) -> None:
+    flags = [args.max_shard_mb, args.manifest_only]
+    script = hashlib.sha256(Path(sys.modules[recipe.plan.__module__].__file__ or "").read_bytes()).hexdigest()
+    state = _state(folder, files, {"flags": flags, "script": script, "datasets": datasets.__version__})
     _save(folder / STATE, json.dumps(state))
     for leftover in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"*/{UNFINISHED}*")]:
         leftover.unlink(missing_ok=True)
@@ -579,9 +687,12 @@ def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> No
             known = state["parts"].setdefault(part, new)
             for number, (shard, record) in enumerate(zip(shards, known["shards"])):
                 target = folder / f"{known['where']}-{number:05d}-of-{len(shards):05d}.parquet"
-                if record is None or not target.exists() or target.stat().st_size != record["size"]:
-                    job = Job(recipe, part, number, target, features, shard, files.part(shard), *flags[1:])
-                    jobs.setdefault(target, job)
+                whole = record is not None and (args.skip_unreadable or not record["skipped"])
+                if not whole or not target.exists() or target.stat().st_size != record["size"]:
+                    how = (args.manifest_only, args.skip_unreadable)
+                    jobs.setdefault(
+                        target, Job(recipe, part, number, target, features, shard, files.part(shard), *how)
+                    )
     for config in configs:
         places: dict[str, list[str]] = {}
         for split, part in (pair for source in recipe.parts(config, files) for pair in stored[source.name].items()):
@@ -593,12 +704,18 @@ def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> No
         for part, number, record in tqdm(written, "shards", len(jobs), disable=None):
             state["parts"][part]["shards"][number] = record
             _save(folder / STATE, json.dumps(state))
+    for name, splits in stored.items():
+        for split, part in splits.items():
+            if not sum(shard["rows"] for shard in state["parts"][part]["shards"]):
+                raise InputError(f"of {name}/{split} no row can be read; fetch the set again.")
     for config, _ in plans.values():  # of configurations that share all their splits nothing is left
         if not any((folder / config.name).iterdir()):
             (folder / config.name).rmdir()
     _save(folder / "README.md", card(recipe, state, args.manifest_only))
-    rows = sum(shard["rows"] for part in state["parts"].values() for shard in part["shards"] if shard)
-    _say(f"{folder}: {rows:,} rows stored, {len(jobs)} shards written now.")
+    records = [shard for part in state["parts"].values() for shard in part["shards"] if shard]
+    rows, skipped = sum(record["rows"] for record in records), sum(len(record["skipped"]) for record in records)
+    left_out = f" {skipped:,} files could not be read and are left out; the card names them." if skipped else ""
+    _say(f"{folder}: {rows:,} rows stored, {len(jobs)} shards written now.{left_out}")
 
 
 def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
@@ -638,12 +755,21 @@ def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
     infos.to_dataset_card_data(data)
     # `load_dataset` knows a folder by its name and these facts, not by its files: without a digest among them, an
     # earlier build of the same sizes would answer from the cache.
-    digest = hashlib.sha256(json.dumps(state["made_of"]).encode()).hexdigest()[:12]
+    built_from = json.dumps([state["made_of"], sorted(state["sources"].items())])
+    digest = hashlib.sha256(built_from.encode()).hexdigest()[:12]
     entries: Any = data["dataset_info"]
     for entry in entries if isinstance(entries, list) else [entries]:
         entry["description"] = f"Built from {digest}."
     places.to_dataset_card_data(data)
-    text = ["| configuration | rows | what it is |", "|---|---|---|", *table]
+    largest = max(sum(split.num_examples for split in info.splits.values()) for info in infos.values())
+    data["size_categories"] = [next(name for name, end in SIZES.items() if largest < end)]
+    text = [
+        "```python",
+        f'load_dataset("this folder or repository", "{next(iter(places))}", streaming=True)',
+        "```",
+        "",
+    ]
+    text += ["| configuration | rows | what it is |", "|---|---|---|", *table]
     text += ["", "A manifest: SHA-256 sums stand in place of the pixels."] if manifest_only else []
     text += ["", "## Not as published", "", *dict.fromkeys(f"- {note}" for note in notes)] if notes else []
     licence = recipe.metadata.get("license_name", recipe.metadata["license"])
@@ -653,7 +779,10 @@ def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
 
 
 def push(folder: Path, repo: str, private: bool) -> None:
-    """Upload the card and the shards as they are, in one commit; older shards of the same configurations go."""
+    """Upload the card and the shards as they are, in one commit.
+
+    All other shards there go: the card has no place for them, and pixels must not stay beside a manifest.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -664,7 +793,11 @@ def push(folder: Path, repo: str, private: bool) -> None:
         shards = [f"{path.name}/*.parquet" for path in sorted(folder.iterdir()) if path.is_dir()]
         wanted = ["README.md", *shards]
         api.upload_folder(
-            repo_id=repo, folder_path=folder, repo_type="dataset", allow_patterns=wanted, delete_patterns=shards
+            repo_id=repo,
+            folder_path=folder,
+            repo_type="dataset",
+            allow_patterns=wanted,
+            delete_patterns=["*/*.parquet"],
         )
     except InputError:
         raise
@@ -676,14 +809,17 @@ def push(folder: Path, repo: str, private: bool) -> None:
 def parse_args(recipe: Recipe, argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, the same for every set."""
     names = [config.name for config in recipe.configs]
-    parser = argparse.ArgumentParser(description=f"{recipe.metadata['pretty_name']}: raw files -> Parquet and card.")
+    parser = argparse.ArgumentParser(
+        description=f"{recipe.metadata['pretty_name']}: raw files -> Parquet and card.", epilog=recipe.how_to_get
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data_dir", help="the archive, a folder with the archives, or the unpacked set")
-    source.add_argument("--download", action="store_true", help="fetch the archives, where they have an address")
+    if any(archive.url for archive in recipe.archives):
+        source.add_argument("--download", action="store_true", help="fetch the archives")
     parser.add_argument("--output_dir", required=True, help="new folder, or one of an interrupted build to go on with")
     parser.add_argument("--config", nargs="+", choices=names, default=names, help="configurations (default: all)")
-    parser.add_argument("--num_proc", type=int, default=1, help="shards written at a time")
-    parser.add_argument("--max_shard_mb", type=float, default=300, help="size of a shard in MB, by its source files")
+    parser.add_argument("--num_proc", type=int, default=1, help="shards written at a time (1)")
+    parser.add_argument("--max_shard_mb", type=float, default=300, help="size of a shard by its files (300)")
     parser.add_argument("--accept_archive", action="store_true", help="go on where checksum or counts are others")
     parser.add_argument("--exact", action="store_true", help="refuse wrong counts even with --accept_archive")
     parser.add_argument("--skip_unreadable", action="store_true", help="leave broken files out; the card names them")
@@ -703,11 +839,16 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
             # What an earlier call left in the folder would be pushed along.
             if forbidden and (config in configs or (Path(args.output_dir) / config.name).exists()):
                 raise InputError(f"{config.name} must not be pushed: {forbidden}")
-        if args.num_proc < 1 or args.max_shard_mb <= 0:
+        if args.num_proc < 1 or not 0 < args.max_shard_mb < math.inf:
             raise InputError("--num_proc and --max_shard_mb have to be positive.")
         build(recipe, args, configs)
         if args.push_to_hub:
             push(Path(args.output_dir), args.push_to_hub, args.private)
+    except UnreadableError as error:
+        _say(
+            f"error: {' '.join(str(error).split())} Mend it, or repeat with --skip_unreadable to leave such files out."
+        )
+        return 2
     except (InputError, OSError) as error:
         _say(f"error: {' '.join(str(error).split())}")
         return 2
@@ -1140,7 +1281,6 @@ RECIPE = Recipe(
         "license": "cdla-permissive-1.0",
         "task_categories": ["image-classification"],
         "tags": ["geospatial", "remote-sensing", "sentinel-2", "multispectral", "multi-label", "land-cover"],
-        "size_categories": ["100K<n<1M"],
     },
     text="""
 590,326 patches of 1.2 x 1.2 km from 125 Sentinel-2 tiles over ten European countries, June 2017 to May 2018, with the

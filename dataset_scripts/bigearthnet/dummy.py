@@ -1,5 +1,6 @@
 """BigEarthNet in small: an archive of 19 patches with real names, nesting and shapes, for tests."""
 
+import argparse
 import gzip
 import io
 import json
@@ -55,11 +56,12 @@ def write_dummy(folder: str | Path) -> Path:
     """Write BigEarthNet-v1.0.tar.gz, under 1 MB, and the list of all patches beside it.
 
     Args:
-        folder: Where to; it has to exist.
+        folder: Where to; made if it is not there.
 
     Returns:
         What --data_dir takes.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).with_name(LIST), Path(folder) / LIST)
     path = Path(folder) / "BigEarthNet-v1.0.tar.gz"
     with path.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # the same bytes always
@@ -102,4 +104,6 @@ def _entry(name: str, directory: bool = False) -> tarfile.TarInfo:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{write_dummy(sys.argv[1] if len(sys.argv) > 1 else '.')}\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    sys.stdout.write(f"{write_dummy(parser.parse_args().folder)}\n")

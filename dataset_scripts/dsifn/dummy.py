@@ -1,5 +1,6 @@
 """DSIFN in small: the folders of the original set and the quirks of its copies, for tests."""
 
+import argparse
 import io
 import sys
 import zipfile
@@ -26,11 +27,12 @@ def write_dummy(folder: str | Path) -> Path:
     """Write one zip under 1 MB: 15 pairs of random pixels, 16 x 16.
 
     Args:
-        folder: Where to; it has to exist.
+        folder: Where to; made if it is not there.
 
     Returns:
         What --data_dir takes: the zip, of any name.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     path, rng = Path(folder) / "dsifn from the drive.zip", np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as archive:
         for split, stems in STEMS.items():
@@ -64,4 +66,6 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{write_dummy(sys.argv[1] if len(sys.argv) > 1 else '.')}\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    sys.stdout.write(f"{write_dummy(parser.parse_args().folder)}\n")

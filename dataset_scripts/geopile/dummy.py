@@ -1,5 +1,6 @@
 """GeoPile in small: the names, nesting and quirks of its sources, for tests."""
 
+import argparse
 import io
 import sys
 import zipfile
@@ -14,11 +15,12 @@ def write_dummy(folder: str | Path) -> Path:
     """Write two archives, two folders, two NAIP tiles and pile.yaml, about 100 KB in all.
 
     Args:
-        folder: Where to; it has to exist.
+        folder: Where to; made if it is not there.
 
     Returns:
         What --data_dir takes.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     root, rng = Path(folder), np.random.default_rng(0)
     with zipfile.ZipFile(root / "NWPU-RESISC45.zip", "w") as archive:
         for name in ("airplane", "snowberg"):
@@ -38,8 +40,8 @@ def write_dummy(folder: str | Path) -> Path:
     ):
         _write(root / "RSD46-WHU" / part / name / f"{name}_{size[0]:05d}.png", _picture(rng, size, "PNG"))
     _write(root / "RSD46-WHU" / "train" / "Thumbs.db", b"what a file browser leaves behind")
-    for number, left in enumerate((0, 40)):
-        _tile(root / "tiles" / f"m_390760{number}_ne_18_1_2015.tif", rng, left)
+    for number, unflown in enumerate((False, True)):
+        _tile(root / "tiles" / f"m_390760{number}_ne_18_1_2015.tif", rng, unflown)
     _write(root / "pile.yaml", b"naip: {tiles: tiles, windows: 9, size: 32, seed: 1}\n")
     return root
 
@@ -58,13 +60,16 @@ def _mlrsnet(root: Path, rng: np.random.Generator) -> None:
             _write(root / "Images" / name / file, _picture(rng, (16, 14 + number)))
 
 
-def _tile(path: Path, rng: np.random.Generator, left: int) -> None:
-    """Red, green, blue and near infrared of 1 m a pixel; the left columns were not flown."""
+def _tile(path: Path, rng: np.random.Generator, unflown: bool) -> None:
+    """Red, green, blue and near infrared (0 over water) of 1 m a pixel; unflown columns are black, or marked nodata."""
     coarse = rng.integers(30, 220, (4, 10, 12)).astype("uint8")
     pixels = np.repeat(np.repeat(coarse, 16, axis=1), 16, axis=2)
-    pixels[:, :, :left] = 0
+    pixels[3] = 0
+    if unflown:
+        pixels[:, :, :20], pixels[:, :, 32:50] = 0, 255
     path.parent.mkdir(exist_ok=True)
     profile = {"driver": "GTiff", "width": 192, "height": 160, "count": 4, "dtype": "uint8", "compress": "deflate"}
+    profile |= {"nodata": 255, "alpha": "unspecified"} if unflown else {}
     transform = rasterio.Affine(1, 0, 300_000, 0, -1, 4_300_000)
     with rasterio.open(path, "w", crs="EPSG:26918", transform=transform, **profile) as raster:
         raster.write(pixels)
@@ -86,4 +91,6 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{write_dummy(sys.argv[1] if len(sys.argv) > 1 else '.')}\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    sys.stdout.write(f"{write_dummy(parser.parse_args().folder)}\n")

@@ -18,17 +18,21 @@ import hashlib
 import io
 import itertools
 import json
+import lzma
+import math
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import tarfile
 import threading
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -39,7 +43,9 @@ import rasterio
 import rasterio.errors
 import yaml
 from datasets.arrow_writer import ParquetWriter
+from filelock import FileLock, Timeout
 from PIL import Image
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 from tqdm import tqdm
 
@@ -47,11 +53,18 @@ from tqdm import tqdm
 # --- common to all dataset scripts: begin ---
 # Each script stands alone, so this part is in each of them, letter by letter; tests/dataset_scripts compares them.
 UNFINISHED = "unfinished-"
-STATE = ".build.json"
+STATE, LOCK = ".build.json", ".build.lock"
 ROW_GROUP_BYTES = 32 * 2**20
+SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6, "1M<n<10M": 10**7}
 NOT_ARCHIVES = {b"<": "a web page (a log-in, a quota, a moved address)", b"version https://git": "an LFS pointer"}
 # What Python and Pillow raise for broken bytes; RuntimeError is zipfile's for a password.
-BROKEN = (OSError, EOFError, RuntimeError, ValueError, SyntaxError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+BROKEN = (
+    OSError, EOFError, RuntimeError, ValueError, SyntaxError, zlib.error, lzma.LZMAError, zipfile.BadZipFile,
+    tarfile.TarError,
+)  # fmt: skip
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# What file browsers leave behind.
+JUNK = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$)")
 
 
 class InputError(ValueError):
@@ -74,7 +87,7 @@ class Archive(NamedTuple):
     """A published archive: its checksum ("" = none is known), its size (0 = unknown) and an address if it has one.
 
     `unpack` is for a compressed tar of which the rows need files from far apart: it is unpacked once, to the cache.
-    `prefix` is put before the names of its files.
+    `prefix` is put before the names of its files. `configs` are those that need it; none stands for all.
     """
 
     name: str
@@ -85,6 +98,7 @@ class Archive(NamedTuple):
     optional: bool = False
     unpack: bool = False
     prefix: str = ""
+    configs: tuple[str, ...] = ()
 
 
 class Item(NamedTuple):
@@ -117,7 +131,7 @@ class Files:
 
     Attributes:
         notes: What is not as published and was accepted, for the card.
-        digests: One checksum a source: of an archive's bytes, or of a folder's names and sizes.
+        digests: One checksum a source, by its name: of an archive's bytes, or of a folder's names, sizes and times.
     """
 
     def __init__(
@@ -127,35 +141,41 @@ class Files:
         self.prefixes = [known.prefix if known else "" for _, known in sources]
         self.accept, self.exact, self.by_folder = accept, exact, by_folder
         self.notes: list[str] = []
-        self.digests: list[str] = []
+        self.digests: dict[str, str] = {}
         self.entries: dict[str, tuple[int, int, int]] = {}  # name -> number of the source, size, offset in a tar
-        self.handles: dict[Path, Any] = {}
+        self.handles: dict[tuple[int, Path], Any] = {}
         for number, (path, known) in enumerate(sources):
-            found = (_inside(path, entry) for entry in (_folder(path) if path.is_dir() else _archive(path, known)))
+            inside = (_inside(path, entry) for entry in (_folder(path) if path.is_dir() else _archive(path, known)))
+            found = (entry for entry in inside if not JUNK.search(entry.name))
             for entry in _folders(path, found) if by_folder else found:
                 name = self.prefixes[number] + entry.name
                 if name in self.entries:
-                    raise InputError(f"{path} holds {entry.name} twice; keep one of them.")
+                    how = "in two places; pack its files together" if by_folder else "twice; keep one of them"
+                    raise InputError(f"{path} holds {entry.name} {how}.")
                 self.entries[name] = (number, entry.size, entry.data)
-            self.digests.append(self._digest(number, path, known))
+            digest = self.digests[self.prefixes[number] + path.name] = self._digest(number, path, known)
             if known and known.unpack and path.is_file():
-                self.paths[number] = self._unpacked(number)
+                self.paths[number] = self._unpacked(number, digest)
 
-    def _unpacked(self, number: int) -> Path:
+    def _unpacked(self, number: int, digest: str) -> Path:
         """Unpack a compressed tar to the cache of `datasets`; again, if what is there is of a killed attempt."""
-        cache = os.path.join(datasets.config.DOWNLOADED_DATASETS_PATH, self.digests[number])
+        cache = os.path.join(datasets.config.DOWNLOADED_DATASETS_PATH, digest)
         skip = len(self.prefixes[number])
         sizes = {name[skip:]: size for name, (source, size, _) in self.entries.items() if source == number}
-        for force in (False, True):
-            settings = datasets.DownloadConfig(cache_dir=cache, force_extract=force)
-            folder = Path(datasets.DownloadManager(download_config=settings).extract(str(self.paths[number])))
-            if all((folder / name).is_file() and (folder / name).stat().st_size == sizes[name] for name in sizes):
-                return folder
+        os.makedirs(cache, exist_ok=True)
+        with FileLock(os.path.join(cache, LOCK)):
+            for force in (False, True):
+                settings = datasets.DownloadConfig(cache_dir=cache, force_extract=force)
+                folder = Path(datasets.DownloadManager(download_config=settings).extract(str(self.paths[number])))
+                if all((folder / name).is_file() and (folder / name).stat().st_size == sizes[name] for name in sizes):
+                    return folder
         raise InputError(f"{self.paths[number]} could not be unpacked into {folder}; look for free space there.")
 
     def _digest(self, number: int, path: Path, known: Archive | None) -> str:
         if path.is_dir():
-            listing = [(name, size) for name, (source, size, _) in self.entries.items() if source == number]
+            skip = len(self.prefixes[number])
+            mine = [(name[skip:], size) for name, (source, size, _) in self.entries.items() if source == number]
+            listing = [(name, size, (path / name).stat().st_mtime_ns) for name, size in mine]
             return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
         method = "md5" if known and known.md5 and not known.sha256 else "sha256"
         digest, expected = hashlib.new(method), getattr(known, method, "")
@@ -203,7 +223,7 @@ class Files:
                 raise EOFError(f"{len(content):,} of {size:,} bytes")
             return content
         except BROKEN as error:
-            raise UnreadableError(f"{name} in {path} cannot be read ({error}).") from error
+            raise UnreadableError(f"{name} in {path.name} cannot be read ({error}).") from error
 
     def read_folder(self, folder: str) -> dict[str, bytes]:
         """The files of one folder by their names, where the entries are folders."""
@@ -219,12 +239,13 @@ class Files:
             with tarfile.open(fileobj=span, mode="r:") as tar:
                 return {PurePosixPath(m.name).name: tar.extractfile(m).read() for m in tar if m.isreg()}  # type: ignore
         except BROKEN as error:
-            raise UnreadableError(f"{folder} in {path} cannot be read ({error}).") from error
+            raise UnreadableError(f"{folder} in {path.name} cannot be read ({error}).") from error
 
     def _archive(self, path: Path) -> Any:
-        if path not in self.handles:
-            self.handles[path] = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
-        return self.handles[path]
+        key = (os.getpid(), path)  # of a fork, parent and child would share one place in the file
+        if key not in self.handles:
+            self.handles[key] = zipfile.ZipFile(path) if _is_zip(path) else tarfile.open(path)
+        return self.handles[key]
 
     def open_image(self, name: str, modes: Sequence[str] = ("RGB",)) -> tuple[bytes, Image.Image]:
         """The bytes of one file, and what Pillow decodes from them."""
@@ -263,7 +284,7 @@ class Files:
 
 
 # A process that writes shards keeps its archives open from one to the next: a compressed tar is read forwards.
-_handles: dict[Path, Any] = {}
+_handles: dict[tuple[int, Path], Any] = {}
 
 
 class Entry(NamedTuple):
@@ -284,11 +305,24 @@ def _bytes_of(tar: Any, offset: int, size: int) -> bytes:
 
 
 def _folder(path: Path) -> Iterator[Entry]:
-    for folder, folders, names in os.walk(path):
+    """Files below a folder, through links but never twice through one place; what was built there is left out."""
+    seen = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen or STATE in names:
+            folders.clear()
+            continue
+        seen.add(real)
         folders.sort()
         for file in (Path(folder, name) for name in sorted(names)):
             if file.is_file():
                 yield Entry(file.relative_to(path).as_posix(), file.stat().st_size)
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether it begins like one: `zipfile` also takes a tar for a zip that has one at its end."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 def _folders(path: Path, found: Iterator[Entry]) -> Iterator[Entry]:
@@ -310,20 +344,28 @@ def _archive(path: Path, known: Archive | None) -> Iterator[Entry]:
         if head.startswith(start):
             raise InputError(f"{path} is {what}, not an archive; fetch it again in a browser.")
     try:
-        if zipfile.is_zipfile(path):
+        if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 yield from (Entry(e.filename, e.file_size) for e in archive.infolist() if not e.is_dir())
             return
         with tarfile.open(path) as tar:
             for member in tar:
+                if member.issym() or member.islnk():
+                    raise InputError(f"{path} holds {member.name}, which is a link; unpack it and pass the folder.")
                 if member.isreg():
                     yield Entry(member.name.removeprefix("./"), member.size, member.offset, member.offset_data)
                 tar.members = []  # type: ignore[attr-defined]  # else a list of millions stays in memory
-            # tarfile takes a cut between two members for the end; a whole archive ends with empty blocks.
+            # tarfile takes a cut or a damaged header for the end; after a whole archive nothing but zeros come.
             handle: Any = tar.fileobj
             handle.seek(tar.offset)
-            if not handle.read(512):
+            rest = handle.read(2**20)
+            if not rest or rest.strip(b"\0"):
                 raise tarfile.ReadError("the end is missing")
+            while rest := handle.read(2**20):
+                if rest.strip(b"\0"):
+                    raise tarfile.ReadError("a header is damaged")
+    except InputError:
+        raise
     except BROKEN as error:
         size = f"{path.stat().st_size:,} bytes" + (f" of {known.size_bytes:,}" if known and known.size_bytes else "")
         raise InputError(f"{path} ({size}) is truncated, or no zip or tar archive; fetch it again.") from error
@@ -332,6 +374,10 @@ def _archive(path: Path, known: Archive | None) -> Iterator[Entry]:
 def _inside(path: Path, entry: Entry) -> Entry:
     if re.search(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)", entry.name):
         raise InputError(f"{path} holds {entry.name!r}, which points outside; do not unpack it, fetch it again.")
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path} holds {entry.name!r}, which is no UTF-8; rename it.") from error
     return entry
 
 
@@ -361,27 +407,53 @@ class Recipe:
     how_to_get: str
     by_folder: bool = False
 
-    def open(self, data_dir: str | None, manager: Any, accept: bool = False, exact: bool = False) -> Files:
-        """Find, check and list the archives; without data_dir they come from their addresses."""
+    def open(
+        self,
+        data_dir: str | None,
+        manager: Any,
+        accept: bool = False,
+        exact: bool = False,
+        configs: Sequence[Config] | None = None,
+    ) -> Files:
+        """Find, check and list the archives that some configurations need; without data_dir from their addresses."""
+        names = None if configs is None else {name for config in configs for name in (config.name, *config.parts)}
         if data_dir is not None:
-            return Files(self.find(Path(data_dir)), accept, exact, self.by_folder)
+            return Files(self.find(Path(data_dir), names), accept, exact, self.by_folder)
         if not all(archive.url or archive.optional for archive in self.archives):
             raise InputError(f"this set cannot be downloaded by itself: {self.how_to_get} Then pass data_dir.")
         known = [archive for archive in self.archives if archive.url]
-        paths = [Path(manager.download(archive.url)) for archive in known]
+        try:
+            paths = [Path(manager.download(archive.url)) for archive in known]
+        except Exception as error:  # whatever the network raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{known[0].url} could not be fetched ({reason}). {self.how_to_get}") from error
         return Files(list(zip(paths, known)), accept, exact, self.by_folder)
 
-    def find(self, path: Path) -> list[tuple[Path, Archive | None]]:
-        """The archives in a folder, the folder itself if it holds none, or the one archive."""
+    def find(self, path: Path, names: Set[str] | None) -> list[tuple[Path, Archive | None]]:
+        """The archives in a folder, the folder itself if it holds none, or the one archive.
+
+        Args:
+            path: What the user gave.
+            names: Configurations that are asked for; None stands for all.
+        """
         if not path.exists():
             raise InputError(f"{path} does not exist. {self.how_to_get}")
         if path.is_file():
             if len([archive for archive in self.archives if not archive.optional]) > 1:
                 raise InputError(f"{path} is one of several archives; pass the folder that holds them.")
-            known = [archive for archive in self.archives if archive.name == path.name or len(self.archives) == 1]
+            alone = len(self.archives) == 1
+            known = [archive for archive in self.archives if archive.name == path.name or alone]
+            if not known and any(archive.md5 or archive.sha256 for archive in self.archives):
+                raise InputError(
+                    f"{path} is none of {', '.join(archive.name for archive in self.archives)}; give it its name back."
+                )
             return [(path, known[0] if known else None)]
-        there = [archive for archive in self.archives if (path / archive.name).is_file()]
-        missing = [archive.name for archive in self.archives if not archive.optional and archive not in there]
+        wanted = [a for a in self.archives if names is None or not a.configs or not names.isdisjoint(a.configs)]
+        there = [archive for archive in wanted if (path / archive.name).is_file()]
+        inside = [child for child in path.iterdir() if not child.name.startswith(".")]
+        if len(self.archives) == len(inside) == 1 and not there and inside[0].name.endswith(ARCHIVES):
+            return [(inside[0], self.archives[0])]  # under another name
+        missing = [archive.name for archive in wanted if not archive.optional and archive not in there]
         if there and missing:
             raise InputError(f"{path} lacks {', '.join(missing)}. {self.how_to_get}")
         return [(path / archive.name, archive) for archive in there] or [(path, None)]
@@ -415,7 +487,8 @@ class Recipe:
             if twice:
                 raise InputError(f"{config.name}/{split} has the id {twice[0]} twice; keep one of them.")
         if not plan:
-            raise InputError(f"{', '.join(map(str, files.paths))} holds nothing of this set. {self.how_to_get}")
+            where = ", ".join(map(str, files.paths)) or "what was given"
+            raise InputError(f"{where} holds nothing of {config.name}. {self.how_to_get}")
         return plan
 
 
@@ -430,7 +503,7 @@ class FromRecipe:
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         config = self.config
-        files = self.RECIPE.open(config.data_dir, dl_manager, config.accept_archive, config.exact)
+        files = self.RECIPE.open(config.data_dir, dl_manager, config.accept_archive, config.exact, [config])
         generators = []
         for split, items in self.RECIPE.splits(config, files).items():
             batches = [items[i : i + 100] for i in range(0, len(items), 100)]  # a list is what num_proc divides
@@ -457,6 +530,7 @@ class Job(NamedTuple):
 
 
 def _watch_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -515,6 +589,10 @@ def _write_shards(jobs: list[Job], num_proc: int) -> Iterator[tuple[str, int, di
         try:
             for done in as_completed(waiting):
                 yield done.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process was killed, probably for memory; repeat the command with a smaller --num_proc."
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -543,29 +621,61 @@ def _cut(items: list[Item], files: Files, max_bytes: int) -> list[list[Item]]:
 
 def _save(path: Path, text: str) -> None:
     unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(unfinished, path)
 
 
 def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> None:
     """Write the shards that are not there yet, then the card."""
-    manager = datasets.DownloadManager() if args.download else None
-    files = recipe.open(None if args.download else args.data_dir, manager, args.accept_archive, args.exact)
+    folder = Path(args.output_dir)
+    own = (UNFINISHED, LOCK)
+    if folder.exists() and not (folder / STATE).exists() and any(not p.name.startswith(own) for p in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no build; choose another --output_dir.")
+    manager = datasets.DownloadManager() if args.data_dir is None else None
+    files = recipe.open(args.data_dir, manager, args.accept_archive, args.exact, configs)
     plans = {
         part.name: (part, recipe.splits(part, files)) for config in configs for part in recipe.parts(config, files)
     }
-    folder = Path(args.output_dir)
-    flags = [args.max_shard_mb, args.manifest_only, args.skip_unreadable]
-    script = hashlib.sha256(Path(sys.modules[recipe.plan.__module__].__file__ or "").read_bytes()).hexdigest()
-    made_of = [files.digests, flags, script, datasets.__version__]
-    state: dict[str, Any] = {"made_of": made_of, "parts": {}, "configs": {}}
-    if (folder / STATE).exists():
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        if state["made_of"] != made_of:
-            raise InputError(f"{folder} holds shards of other files, flags or versions; choose another --output_dir.")
-    elif folder.exists() and any(not path.name.startswith(UNFINISHED) for path in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no build; choose another --output_dir.")
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            _write(recipe, args, configs, files, plans, folder)
+    except Timeout as error:
+        raise InputError(
+            f"another build writes into {folder}; wait for it, or choose another --output_dir."
+        ) from error
+
+
+def _state(folder: Path, files: Files, made_of: dict[str, Any]) -> dict[str, Any]:
+    """What is done of an earlier call, which has to have been one of the same files, flags and versions."""
+    if not (folder / STATE).exists():
+        return {"made_of": made_of, "sources": files.digests, "parts": {}, "configs": {}}
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        same = state["made_of"] == made_of
+        common = state["sources"].keys() & files.digests.keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / STATE} is damaged; delete {folder}, or choose another --output_dir.") from error
+    if not same or any(state["sources"][name] != files.digests[name] for name in common):
+        raise InputError(f"{folder} holds shards of other files, flags or versions; choose another --output_dir.")
+    state["sources"] |= files.digests
+    return state
+
+
+def _write(
+    recipe: Recipe,
+    args: argparse.Namespace,
+    configs: list[Config],
+    files: Files,
+    plans: dict[str, tuple[Config, dict[str, list[Item]]]],
+    folder: Path,
+) -> None:
+    flags = [args.max_shard_mb, args.manifest_only]
+    script = hashlib.sha256(Path(sys.modules[recipe.plan.__module__].__file__ or "").read_bytes()).hexdigest()
+    state = _state(folder, files, {"flags": flags, "script": script, "datasets": datasets.__version__})
     _save(folder / STATE, json.dumps(state))
     for leftover in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"*/{UNFINISHED}*")]:
         leftover.unlink(missing_ok=True)
@@ -584,9 +694,12 @@ def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> No
             known = state["parts"].setdefault(part, new)
             for number, (shard, record) in enumerate(zip(shards, known["shards"])):
                 target = folder / f"{known['where']}-{number:05d}-of-{len(shards):05d}.parquet"
-                if record is None or not target.exists() or target.stat().st_size != record["size"]:
-                    job = Job(recipe, part, number, target, features, shard, files.part(shard), *flags[1:])
-                    jobs.setdefault(target, job)
+                whole = record is not None and (args.skip_unreadable or not record["skipped"])
+                if not whole or not target.exists() or target.stat().st_size != record["size"]:
+                    how = (args.manifest_only, args.skip_unreadable)
+                    jobs.setdefault(
+                        target, Job(recipe, part, number, target, features, shard, files.part(shard), *how)
+                    )
     for config in configs:
         places: dict[str, list[str]] = {}
         for split, part in (pair for source in recipe.parts(config, files) for pair in stored[source.name].items()):
@@ -598,12 +711,18 @@ def build(recipe: Recipe, args: argparse.Namespace, configs: list[Config]) -> No
         for part, number, record in tqdm(written, "shards", len(jobs), disable=None):
             state["parts"][part]["shards"][number] = record
             _save(folder / STATE, json.dumps(state))
+    for name, splits in stored.items():
+        for split, part in splits.items():
+            if not sum(shard["rows"] for shard in state["parts"][part]["shards"]):
+                raise InputError(f"of {name}/{split} no row can be read; fetch the set again.")
     for config, _ in plans.values():  # of configurations that share all their splits nothing is left
         if not any((folder / config.name).iterdir()):
             (folder / config.name).rmdir()
     _save(folder / "README.md", card(recipe, state, args.manifest_only))
-    rows = sum(shard["rows"] for part in state["parts"].values() for shard in part["shards"] if shard)
-    _say(f"{folder}: {rows:,} rows stored, {len(jobs)} shards written now.")
+    records = [shard for part in state["parts"].values() for shard in part["shards"] if shard]
+    rows, skipped = sum(record["rows"] for record in records), sum(len(record["skipped"]) for record in records)
+    left_out = f" {skipped:,} files could not be read and are left out; the card names them." if skipped else ""
+    _say(f"{folder}: {rows:,} rows stored, {len(jobs)} shards written now.{left_out}")
 
 
 def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
@@ -643,12 +762,21 @@ def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
     infos.to_dataset_card_data(data)
     # `load_dataset` knows a folder by its name and these facts, not by its files: without a digest among them, an
     # earlier build of the same sizes would answer from the cache.
-    digest = hashlib.sha256(json.dumps(state["made_of"]).encode()).hexdigest()[:12]
+    built_from = json.dumps([state["made_of"], sorted(state["sources"].items())])
+    digest = hashlib.sha256(built_from.encode()).hexdigest()[:12]
     entries: Any = data["dataset_info"]
     for entry in entries if isinstance(entries, list) else [entries]:
         entry["description"] = f"Built from {digest}."
     places.to_dataset_card_data(data)
-    text = ["| configuration | rows | what it is |", "|---|---|---|", *table]
+    largest = max(sum(split.num_examples for split in info.splits.values()) for info in infos.values())
+    data["size_categories"] = [next(name for name, end in SIZES.items() if largest < end)]
+    text = [
+        "```python",
+        f'load_dataset("this folder or repository", "{next(iter(places))}", streaming=True)',
+        "```",
+        "",
+    ]
+    text += ["| configuration | rows | what it is |", "|---|---|---|", *table]
     text += ["", "A manifest: SHA-256 sums stand in place of the pixels."] if manifest_only else []
     text += ["", "## Not as published", "", *dict.fromkeys(f"- {note}" for note in notes)] if notes else []
     licence = recipe.metadata.get("license_name", recipe.metadata["license"])
@@ -658,7 +786,10 @@ def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
 
 
 def push(folder: Path, repo: str, private: bool) -> None:
-    """Upload the card and the shards as they are, in one commit; older shards of the same configurations go."""
+    """Upload the card and the shards as they are, in one commit.
+
+    All other shards there go: the card has no place for them, and pixels must not stay beside a manifest.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -669,7 +800,11 @@ def push(folder: Path, repo: str, private: bool) -> None:
         shards = [f"{path.name}/*.parquet" for path in sorted(folder.iterdir()) if path.is_dir()]
         wanted = ["README.md", *shards]
         api.upload_folder(
-            repo_id=repo, folder_path=folder, repo_type="dataset", allow_patterns=wanted, delete_patterns=shards
+            repo_id=repo,
+            folder_path=folder,
+            repo_type="dataset",
+            allow_patterns=wanted,
+            delete_patterns=["*/*.parquet"],
         )
     except InputError:
         raise
@@ -681,14 +816,17 @@ def push(folder: Path, repo: str, private: bool) -> None:
 def parse_args(recipe: Recipe, argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, the same for every set."""
     names = [config.name for config in recipe.configs]
-    parser = argparse.ArgumentParser(description=f"{recipe.metadata['pretty_name']}: raw files -> Parquet and card.")
+    parser = argparse.ArgumentParser(
+        description=f"{recipe.metadata['pretty_name']}: raw files -> Parquet and card.", epilog=recipe.how_to_get
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data_dir", help="the archive, a folder with the archives, or the unpacked set")
-    source.add_argument("--download", action="store_true", help="fetch the archives, where they have an address")
+    if any(archive.url for archive in recipe.archives):
+        source.add_argument("--download", action="store_true", help="fetch the archives")
     parser.add_argument("--output_dir", required=True, help="new folder, or one of an interrupted build to go on with")
     parser.add_argument("--config", nargs="+", choices=names, default=names, help="configurations (default: all)")
-    parser.add_argument("--num_proc", type=int, default=1, help="shards written at a time")
-    parser.add_argument("--max_shard_mb", type=float, default=300, help="size of a shard in MB, by its source files")
+    parser.add_argument("--num_proc", type=int, default=1, help="shards written at a time (1)")
+    parser.add_argument("--max_shard_mb", type=float, default=300, help="size of a shard by its files (300)")
     parser.add_argument("--accept_archive", action="store_true", help="go on where checksum or counts are others")
     parser.add_argument("--exact", action="store_true", help="refuse wrong counts even with --accept_archive")
     parser.add_argument("--skip_unreadable", action="store_true", help="leave broken files out; the card names them")
@@ -708,11 +846,16 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
             # What an earlier call left in the folder would be pushed along.
             if forbidden and (config in configs or (Path(args.output_dir) / config.name).exists()):
                 raise InputError(f"{config.name} must not be pushed: {forbidden}")
-        if args.num_proc < 1 or args.max_shard_mb <= 0:
+        if args.num_proc < 1 or not 0 < args.max_shard_mb < math.inf:
             raise InputError("--num_proc and --max_shard_mb have to be positive.")
         build(recipe, args, configs)
         if args.push_to_hub:
             push(Path(args.output_dir), args.push_to_hub, args.private)
+    except UnreadableError as error:
+        _say(
+            f"error: {' '.join(str(error).split())} Mend it, or repeat with --skip_unreadable to leave such files out."
+        )
+        return 2
     except (InputError, OSError) as error:
         _say(f"error: {' '.join(str(error).split())}")
         return 2
@@ -739,7 +882,6 @@ def dhash(image: Image.Image) -> int:
 # --- difference hash: end ---
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 # What becomes RGB without a change of meaning; GeoPile's loader converts in the same way.
 MODES = ("RGB", "L", "RGBA", "LA", "P", "CMYK", "YCbCr")
 PILE = "pile.yaml"
@@ -787,6 +929,7 @@ class Sample:
     seed: int = 0
 
 
+CLASS_COUNTS = {"resisc45": 45, "patternnet": 38, "mlrsnet": "46 folders, 60 labels", "rsd46": 46}
 RESISC45 = (
     "airplane", "airport", "baseball_diamond", "basketball_court", "beach", "bridge", "chaparral", "church",
     "circular_farmland", "cloud", "commercial_area", "dense_residential", "desert", "forest", "freeway", "golf_course",
@@ -832,18 +975,27 @@ class PileFiles(Files):
 class PileRecipe(Recipe):
     """Finds the sources in a folder, or those that a pile.yaml names."""
 
-    def open(self, data_dir: str | None, manager: Any, accept: bool = False, exact: bool = False) -> PileFiles:
-        """List all sources."""
+    def open(
+        self,
+        data_dir: str | None,
+        manager: Any,
+        accept: bool = False,
+        exact: bool = False,
+        configs: Sequence[Config] | None = None,
+    ) -> PileFiles:
+        """List the sources that some configurations need."""
         if data_dir is None:
             raise InputError(f"this set cannot be downloaded by itself: {self.how_to_get} Then pass data_dir.")
         sources, places = find_sources(Path(data_dir), self.how_to_get), []
+        names = {config.name for config in configs} if configs else {"all"}
+        sources = [source for source in sources if source.name in names or "all" in names]
         for source, path in ((source, source.path) for source in sources if source.path):
-            archive = source.archive if source.archive and source.archive.name == path.name else Archive(path.name)
+            archive = source.archive if source.archive and path.is_file() else Archive(path.name)
             scattered = path.suffix in (".gz", ".tgz")
             places.append((path, archive._replace(prefix=f"{source.name}/", unpack=scattered)))
         files = PileFiles(places, accept, exact)
         files.sources = {source.name: source for source in sources}
-        files.digests.append(repr([replace(source, path=None) for source in sources]))
+        files.digests |= {f"settings of {source.name}": repr(replace(source, path=None)) for source in sources}
         return files
 
     def parts(self, config: Config, files: Files) -> list[Config]:
@@ -851,8 +1003,11 @@ class PileRecipe(Recipe):
         assert isinstance(files, PileFiles)
         if config.name != "all":
             return [config]
+        there = [
+            source for source in SOURCES if source.name in files.sources and not files.sources[source.name].sample
+        ]
         lacking = [source.title for source in SOURCES if source.name not in files.sources]
-        if lacking and len(lacking) < len(SOURCES):
+        if there and lacking:
             files.object(
                 f"the pile lacks {', '.join(lacking)} (--config builds single sources)", acceptable=not files.exact
             )
@@ -866,23 +1021,28 @@ def find_sources(path: Path, how_to_get: str) -> list[Source]:
     alone = path.suffix in (".yaml", ".yml")
     written = path if alone else path / PILE
     settings = read_pile(written) if written.is_file() else {}
+    own = [_own_source(entry, written) for entry in settings.get("sources", [])]
+    sample = _sample(settings["naip"], written) if "naip" in settings else None
+    named = {source.path.resolve() for source in own if source.path}
+    if sample and isinstance(settings["naip"]["tiles"], str):
+        named.add((written.parent / settings["naip"]["tiles"]).resolve())
     found: dict[str, Source] = {}
     for child in _children(written.parent / settings["geopile"] if "geopile" in settings else path):
         known = next((source for source in SOURCES if source.pattern in _letters(child.name)), None)
         if known is None or not (child.is_dir() or child.name.endswith((*ARCHIVES, ".rar"))):
+            continue
+        if child.resolve() in named or (child / STATE).exists():  # spoken for by pile.yaml, or built here
             continue
         if child.suffix == ".rar":
             raise InputError(f"{child} is a rar archive, which Python cannot read; unpack it into a folder beside it.")
         if known.name in found:
             raise InputError(f"{found[known.name].path} and {child} are the same source; keep one of them.")
         found[known.name] = replace(known, path=child)
-    if "naip" in settings:
+    if sample:
         if "naip" in found:
             raise InputError(f"{found['naip'].path} and the tiles of {written} are the same source; keep one of them.")
-        sample = _sample(settings["naip"], written)
         found["naip"] = replace(SOURCES[-1], title="NAIP-like", images=sample.windows, sample=sample)
     published = [found[source.name] for source in SOURCES if source.name in found]
-    own = [_own_source(entry, written) for entry in settings.get("sources", [])]
     for name, times in Counter([*(s.name for s in own), "all", *(s.name for s in SOURCES)]).items():
         if times > 1:
             raise InputError(f"{written}: the name {name} is taken; choose another one.")
@@ -898,7 +1058,11 @@ def _children(path: Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"{path} is no folder; geopile in {PILE} names the one with the published sources.")
     children = [child for child in sorted(path.iterdir()) if not child.name.startswith(".")]
-    below = [child for child in children if child.is_dir() and "geopile" in _letters(child.name)]
+    below = [
+        child
+        for child in children
+        if child.is_dir() and "geopile" in _letters(child.name) and not (child / STATE).exists()
+    ]
     return children + [child for folder in below for child in sorted(folder.iterdir())]
 
 
@@ -911,10 +1075,15 @@ def read_pile(path: Path) -> dict[str, Any]:
     _check_keys(settings, {"sources", "naip", "geopile"}, set(), path)
     if not isinstance(settings.get("sources", []), list):
         raise InputError(f"{path}: sources has to be a list.")
+    if not isinstance(settings.get("geopile", ""), str):
+        raise InputError(f"{path}: geopile has to be a path.")
     return settings
 
 
 def _check_keys(entry: Any, known: set[str], needed: set[str], path: Path) -> None:
+    unknown = sorted(map(str, entry.keys() - known)) if isinstance(entry, dict) else []
+    if unknown:
+        raise InputError(f"{path}: {unknown[0]!r} is no setting here; use some of {', '.join(sorted(known))}.")
     if not isinstance(entry, dict) or not needed <= entry.keys() <= known:
         raise InputError(f"{path}: {entry!r} has to have {', '.join(sorted(needed)) or 'no keys'} and may have "
                          f"{', '.join(sorted(known - needed))}.")  # fmt: skip
@@ -924,7 +1093,7 @@ def _own_source(entry: Any, written: Path) -> Source:
     needed = {"name", "path", "gsd_m", "licence"}
     _check_keys(entry, needed | {"redistribute", "labelled"}, needed, written)
     name, path = str(entry["name"]), written.parent / str(entry["path"])
-    if not re.fullmatch(r"\w[\w-]*", name):
+    if not re.fullmatch(r"\w[\w-]*", name) or name.startswith(UNFINISHED):
         raise InputError(f"{written}: {name!r} is no name for a configuration; use letters, digits, - and _.")
     if not path.exists():
         raise InputError(f"{written}: {path} does not exist.")
@@ -1031,7 +1200,7 @@ def plan(config: Config, files: Files) -> dict[str, list[Item]]:
 def pictures(source: Source, files: Files) -> Iterator[Item]:
     """The picture files below the folder of a source."""
     prefix = f"{source.name}/"
-    hidden = re.compile(r"/\.|__MACOSX/")
+    hidden = re.compile(r"/\.")
     names = [name for name in files.entries if name.startswith(prefix) and not hidden.search(name)]
     tables = [name for name in names if name.endswith(".csv")] if source.name == "mlrsnet" else []
     labels, without = multi_labels(files, tables), 0
@@ -1046,7 +1215,7 @@ def pictures(source: Source, files: Files) -> Iterator[Item]:
         known = (source.title, source_id, *source.gsd_m, label, labels.get(path.name))
         yield Item(f"{source.name}/{source_id}", (name,), known)
     if without:
-        files.note(f"{source.title}: pictures without a row in the tables of labels: {without:,}")
+        files.note(f"{source.title}: pictures without labels: {without:,}")
 
 
 def _is_wrapper(folder: str, source: Source) -> bool:
@@ -1068,6 +1237,7 @@ def check_classes(source: Source, items: list[Item], files: Files) -> None:
 def multi_labels(files: Files, tables: list[str]) -> dict[str, tuple[str, ...]]:
     """MLRSNet's labels by file name, from its tables: a picture, then 0 or 1 for each of the names in the head."""
     labels: dict[str, tuple[str, ...]] = {}
+    seen: set[str] = set()
     for table in tables:
         lines = files.read(table).decode("utf-8-sig", errors="replace").splitlines()
         names = [name.strip() for name in lines[0].split(",")[1:]] if lines else []
@@ -1076,9 +1246,11 @@ def multi_labels(files: Files, tables: list[str]) -> dict[str, tuple[str, ...]]:
             name, *values = (value.strip() for value in line.split(","))
             if not line.strip():
                 continue
-            if len(values) != len(names) or not set(values) <= {"0", "1"} or name in labels:
+            if len(values) != len(names) or not set(values) <= {"0", "1"} or name in seen:
                 broken.append(number)
+                labels.pop(name, None)  # of two rows nobody knows which is right
                 continue
+            seen.add(name)
             labels[name] = tuple(label for label, value in zip(names, values) if value == "1")
         if broken:
             rows = ", ".join(map(str, broken))
@@ -1151,22 +1323,123 @@ def draw(tile: str, corners: Sequence[tuple[int, int]], size: int) -> tuple[byte
     try:
         # A remote tile is one file: looking for others beside it costs a request each.
         with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), rasterio.open(tile) as raster:
+            see_through = MaskFlags.alpha in raster.mask_flag_enums[0]  # GDAL takes infrared for transparency
             for column, line in corners:
                 window = Window(column, line, size, size)
                 pixels = raster.read((1, 2, 3), window=window)
-                if pixels.any(axis=0).all() and raster.read_masks(1, window=window).all():
+                if pixels.any(axis=0).all() and (see_through or raster.read_masks(1, window=window).all()):
                     image, buffer = Image.fromarray(pixels.transpose(1, 2, 0)), io.BytesIO()
                     image.save(buffer, format="PNG")
                     return buffer.getvalue(), image, f"{name}:{column}:{line}"
     except rasterio.errors.RasterioError as error:
-        raise UnreadableError(f"the tile {tile} cannot be read ({error}).") from error
-    raise UnreadableError(f"{tile} has no window without nodata in {len(corners)} places; leave it out.")
+        raise UnreadableError(f"the tile {name} cannot be read ({type(error).__name__}).") from error
+    raise UnreadableError(f"{name} has no window without nodata in {len(corners)} places; leave it out.")
 
 
 HOW_TO_GET = (
     "Put NWPU-RESISC45.zip, PatternNet.zip, MLRSNet, RSD46-WHU and NAIP, as archives or folders, into one folder, or "
     "take the authors' GeoPileV0; pile.yaml adds your own folders."
 )
+INTRODUCTION = """
+The pile that "Towards Geospatial Foundation Models via Continual Pretraining" (ICCV 2023, table 2) pretrains on:
+varied, dense pictures of five sources, 587,954 in all. Labels are kept where a source has them; pretraining does not
+look at them.
+"""
+COLUMNS = """
+| column | what it is |
+|---|---|
+| `image` | the file of the source, byte for byte; of NAIP-like windows a PNG |
+| `source`, `source_id` | which source, and the path in it: class / file, or tile : column : row of a window's corner |
+| `gsd_m` | `min` and `max`: metres a pixel of the source, not of the single picture |
+| `width`, `height` | pixels |
+| `sha256` | of the bytes of `image` |
+| `dhash` | difference hash, 16 hex digits, by which `dataset_scripts/overlap.py` of gfm_hf finds near-duplicates |
+| `label` | class, by its folder; null where there is none (`class_encode_column` makes numbers of it) |
+| `labels` | the names of MLRSNet's multi-labels, with the spelling of its tables; else empty |
+
+Rows of a source are in the order of the MD5 of configuration / `source_id` (of NAIP-like windows: of tile and number):
+the same in every build, and a stream mixes the classes. All pictures are in the split `train`.
+"""
+TO_KNOW = """
+**To know.** Widths of RSD46-WHU and MLRSNet differ. MLRSNet's spelling (`swimmimg_pool`, `harbor&port`, `habor`,
+`snowberg`) is kept. RESISC45, PatternNet and the benchmark UC Merced have classes and, here and there, scenes in
+common: look for near-duplicates before you compare scores. PatternNet and RESISC45 show Google Earth's imagery, RSD46-WHU
+that and Tianditu's.
+"""
+CITATIONS = {
+    "": """
+@inproceedings{mendieta2023towards,
+  title = {Towards Geospatial Foundation Models via Continual Pretraining},
+  author = {Mendieta, Matias and Han, Boran and Shi, Xingjian and Zhu, Yi and Chen, Chen},
+  booktitle = {IEEE/CVF International Conference on Computer Vision},
+  year = {2023}
+}
+""",
+    "rsd46": """
+@article{long2017accurate,
+  title = {Accurate Object Localization in Remote Sensing Images Based on Convolutional Neural Networks},
+  author = {Long, Yang and Gong, Yiping and Xiao, Zhifeng and Liu, Qing},
+  journal = {IEEE Transactions on Geoscience and Remote Sensing},
+  year = {2017}
+}
+""",
+    "mlrsnet": """
+@article{qi2020mlrsnet,
+  title = {{MLRSNet}: A multi-label high spatial resolution remote sensing dataset for semantic scene understanding},
+  author = {Qi, Xiaoman and others},
+  journal = {ISPRS Journal of Photogrammetry and Remote Sensing},
+  year = {2020}
+}
+""",
+    "resisc45": """
+@article{cheng2017remote,
+  title = {Remote Sensing Image Scene Classification: Benchmark and State of the Art},
+  author = {Cheng, Gong and Han, Junwei and Lu, Xiaoqiang},
+  journal = {Proceedings of the IEEE},
+  year = {2017}
+}
+""",
+    "patternnet": """
+@article{zhou2018patternnet,
+  title = {{PatternNet}: A benchmark dataset for performance evaluation of remote sensing image retrieval},
+  author = {Zhou, Weixun and Newsam, Shawn and Li, Congmin and Shao, Zhenfeng},
+  journal = {ISPRS Journal of Photogrammetry and Remote Sensing},
+  year = {2018}
+}
+""",
+}
+
+
+def text_of(sources: Sequence[Source]) -> str:
+    """The card of a pile of these sources, which need not be the published ones."""
+    published = [source.name for source in sources if source.name in {known.name for known in SOURCES}]
+    whole = len(published) == len(sources) == len(SOURCES)
+    lines = [INTRODUCTION] if whole else ["Aerial and satellite pictures of several sources, to pretrain on.", ""]
+    lines += ["| source | published pictures | metres a pixel | classes | licence |", "|---|---|---|---|---|"]
+    for source in sources:
+        low, high = source.gsd_m
+        images = f"{source.images:,}" if source.images and not source.sample else ""
+        classes = str(CLASS_COUNTS.get(source.name, "by folder" if source.labelled else "none"))
+        gsd = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        lines += [f"| {source.title} | {images} | {gsd} | {classes} | {source.licence} |"]
+    lines += [COLUMNS]
+    for sample in (source.sample for source in sources if source.sample):
+        lines += [
+            f"**NAIP-like.** The authors' 300,000 NAIP crops were published without their places. Here {sample.windows:,} "
+            f"windows of {sample.size} px were drawn from {len(sample.tiles):,} tiles: cells of a grid in an order that "
+            f"the seed {sample.seed} and the tile's name give, red, green and blue of 1 m tiles, without nodata; "
+            "`source_id` lists them.",
+            "",
+        ]
+    return "\n".join([*lines, *([TO_KNOW] if len(published) > 1 else [])])
+
+
+def citation_of(sources: Sequence[Source]) -> str:
+    """BibTeX of the method and of the published sources that are there."""
+    there = {source.name for source in sources}
+    return "".join(text for name, text in CITATIONS.items() if not name or name in there)
+
+
 RECIPE = PileRecipe(
     archives=tuple(source.archive for source in SOURCES if source.archive),
     configs=(
@@ -1187,75 +1460,9 @@ RECIPE = PileRecipe(
         "license_name": "one-for-each-source",
         "task_categories": ["image-feature-extraction", "image-classification"],
         "tags": ["geospatial", "remote-sensing", "aerial-imagery", "satellite-imagery", "pretraining"],
-        "size_categories": ["100K<n<1M"],
     },
-    text="""
-The pile that "Towards Geospatial Foundation Models via Continual Pretraining" (ICCV 2023, table 2) pretrains on:
-varied, dense pictures of five sources, 587,954 in all. Labels are kept where a source has them; pretraining does not
-look at them.
-
-| source | pictures | metres a pixel | classes | licence |
-|---|---|---|---|---|
-| NAIP | 300,000 | 1 | none | public domain (USDA) |
-| RSD46-WHU | 116,893 | 0.5 to 2 | 46 | free for education, research and commercial use, says its publisher; Google Earth and Tianditu imagery |
-| MLRSNet | 109,161 | 0.1 to 10 | 46 folders, 60 labels | CC-BY-4.0 |
-| RESISC45 | 31,500 | 0.2 to 30 | 45 | CC-BY-NC-4.0; Google Earth imagery |
-| PatternNet | 30,400 | 0.1 to 0.8 | 38 | CC-BY-4.0; Google Earth imagery |
-
-| column | what it is |
-|---|---|
-| `image` | the file of the source, byte for byte; of NAIP-like windows a PNG |
-| `source`, `source_id` | which source, and the path in it: class / file, or tile : column : row of a window's corner |
-| `gsd_m` | `min` and `max`: metres a pixel of the source, not of the single picture |
-| `width`, `height` | pixels |
-| `sha256` | of the bytes of `image` |
-| `dhash` | difference hash, 16 hex digits, by which near-duplicates are found |
-| `label` | class, by its folder; null where there is none (`class_encode_column` makes numbers of it) |
-| `labels` | the names of MLRSNet's multi-labels, with the spelling of its tables; else empty |
-
-Rows of a source are in the order of the MD5 of source / source_id: the same in every build, and a stream mixes the
-classes. All pictures are in the split `train`.
-
-**NAIP-like.** The authors' 300,000 NAIP crops were published without a list of their places. Where `source` says
-NAIP-like, windows were drawn from other tiles: cells of a grid in an order that a seed and the tile's name give,
-red, green and blue of 1 m tiles, without nodata; `source_id` lists them.
-
-**To know.** Widths of RSD46-WHU and MLRSNet differ. MLRSNet's spelling (`swimmimg_pool`, `harbor&port`, `habor`,
-`snowberg`) is kept. RESISC45, PatternNet and the benchmark UC Merced have classes and, here and there, scenes in
-common: look for near-duplicates before you compare scores.
-""",
-    citation="""
-@inproceedings{mendieta2023towards,
-  title = {Towards Geospatial Foundation Models via Continual Pretraining},
-  author = {Mendieta, Matias and Han, Boran and Shi, Xingjian and Zhu, Yi and Chen, Chen},
-  booktitle = {IEEE/CVF International Conference on Computer Vision},
-  year = {2023}
-}
-@article{long2017accurate,
-  title = {Accurate Object Localization in Remote Sensing Images Based on Convolutional Neural Networks},
-  author = {Long, Yang and Gong, Yiping and Xiao, Zhifeng and Liu, Qing},
-  journal = {IEEE Transactions on Geoscience and Remote Sensing},
-  year = {2017}
-}
-@article{qi2020mlrsnet,
-  title = {{MLRSNet}: A multi-label high spatial resolution remote sensing dataset for semantic scene understanding},
-  author = {Qi, Xiaoman and others},
-  journal = {ISPRS Journal of Photogrammetry and Remote Sensing},
-  year = {2020}
-}
-@article{cheng2017remote,
-  title = {Remote Sensing Image Scene Classification: Benchmark and State of the Art},
-  author = {Cheng, Gong and Han, Junwei and Lu, Xiaoqiang},
-  journal = {Proceedings of the IEEE},
-  year = {2017}
-}
-@article{zhou2018patternnet,
-  title = {{PatternNet}: A benchmark dataset for performance evaluation of remote sensing image retrieval},
-  author = {Zhou, Weixun and Newsam, Shawn and Li, Congmin and Shao, Zhenfeng},
-  journal = {ISPRS Journal of Photogrammetry and Remote Sensing},
-  year = {2018}
-}
-""",
+    text=text_of(SOURCES),
+    citation=citation_of(SOURCES),
     homepage="https://github.com/mmendiet/GFM",
     how_to_get=HOW_TO_GET,
 )
@@ -1276,9 +1483,15 @@ def recipe_for(data_dir: str) -> Recipe:
     """The recipe with a configuration for each source that is there."""
     sources = find_sources(Path(data_dir), HOW_TO_GET)
     whole = RECIPE.configs[-1]
-    closed = "" if not any(source.no_push for source in sources) else whole.no_push
+    titles = [source.title for source in sources if source.no_push]
+    closed = f"it holds {', '.join(titles)}; push the others with --config, or {MANIFEST}" if titles else ""
     configs = [*map(config_of, sources), replace(whole, no_push=closed, parts=tuple(s.name for s in sources))]
-    return replace(RECIPE, configs=configs) if sources else RECIPE
+    if not sources:
+        return RECIPE
+    own = all(source.path and source.name not in {known.name for known in SOURCES} for source in sources)
+    metadata = RECIPE.metadata | {"pretty_name": "A pile of pictures" if own else "GeoPile"}
+    text, citation = text_of(sources), citation_of(sources)
+    return replace(RECIPE, configs=configs, text=text, citation=citation, metadata=metadata)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1288,7 +1501,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data_dir = parser.parse_known_args(argv)[0].data_dir
     try:
         recipe = recipe_for(data_dir) if data_dir else RECIPE
-    except InputError as error:
+    except (InputError, OSError) as error:
         _say(f"error: {' '.join(str(error).split())}")
         return 2
     return run(recipe, argv)

@@ -1,5 +1,6 @@
 """OSCD in small: the three archives with all cities, the nesting and the quirks of the published ones, for tests."""
 
+import argparse
 import io
 import sys
 import warnings
@@ -29,11 +30,12 @@ def write_dummy(folder: str | Path) -> Path:
     """Write the three archives, under 1 MB: 24 cities of random pixels, each of its own size, 5 to 12 px a side.
 
     Args:
-        folder: Where to; it has to exist.
+        folder: Where to; made if it is not there.
 
     Returns:
         What --data_dir takes: the folder.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     folder, rng = Path(folder), np.random.default_rng(0)
     archives = {what: _Archive(folder, what) for what in ("Images", "Train Labels", "Test Labels")}
     images = archives["Images"]
@@ -99,4 +101,6 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{write_dummy(sys.argv[1] if len(sys.argv) > 1 else '.')}\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    sys.stdout.write(f"{write_dummy(parser.parse_args().folder)}\n")

@@ -1,5 +1,6 @@
 """SpaceNet 2 in small: an archive for each area with real names, nesting and quirks, for tests."""
 
+import argparse
 import gzip
 import io
 import sys
@@ -32,11 +33,12 @@ def write_dummy(folder: str | Path) -> Path:
     """Write the four archives, well under 1 MB together.
 
     Args:
-        folder: Where to; it has to exist.
+        folder: Where to; made if it is not there.
 
     Returns:
         What --data_dir takes.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for area, numbers in TILES.items():
         path = Path(folder) / f"SN2_buildings_train_{area}.tar.gz"
         with (
@@ -88,4 +90,6 @@ def tile(area: str, number: int, product: str) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{write_dummy(sys.argv[1] if len(sys.argv) > 1 else '.')}\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    sys.stdout.write(f"{write_dummy(parser.parse_args().folder)}\n")

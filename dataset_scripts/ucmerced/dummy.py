@@ -1,5 +1,6 @@
 """UC Merced in small: an archive with all names, the nesting and the quirks of the published one, for tests."""
 
+import argparse
 import io
 import sys
 import zipfile
@@ -21,11 +22,12 @@ def write_dummy(folder: str | Path) -> Path:
     """Write UCMerced_LandUse.zip, under 1 MB: 2,100 TIFFs of random pixels, most of them 8 x 8.
 
     Args:
-        folder: Where to; it has to exist.
+        folder: Where to; made if it is not there.
 
     Returns:
         What --data_dir takes.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / "UCMerced_LandUse.zip"
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as archive:
@@ -52,4 +54,6 @@ def _tiff(pixels: np.ndarray) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{write_dummy(sys.argv[1] if len(sys.argv) > 1 else '.')}\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    sys.stdout.write(f"{write_dummy(parser.parse_args().folder)}\n")

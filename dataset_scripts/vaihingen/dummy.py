@@ -1,5 +1,6 @@
 """Vaihingen in small: the three archives with some areas of a few tiles, and files that are to be left alone."""
 
+import argparse
 import io
 import sys
 import zipfile
@@ -25,11 +26,12 @@ def write_dummy(folder: str | Path) -> Path:
     """Write the three archives, under 1 MB.
 
     Args:
-        folder: Where to; it has to exist.
+        folder: Where to; made if it is not there.
 
     Returns:
         What --data_dir takes: the folder.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     parts = ("", "_ground_truth_COMPLETE", "_ground_truth_eroded_COMPLETE")
     top, full, eroded = (zipfile.ZipFile(Path(folder) / NAME.format(part), "w") for part in parts)
@@ -63,4 +65,6 @@ def _add(archive: zipfile.ZipFile, name: str, pixels: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{write_dummy(sys.argv[1] if len(sys.argv) > 1 else '.')}\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    sys.stdout.write(f"{write_dummy(parser.parse_args().folder)}\n")

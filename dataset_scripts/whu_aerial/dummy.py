@@ -1,5 +1,6 @@
 """WHU aerial in small: the archive under its older name, with the nesting and the variants of its copies, for tests."""
 
+import argparse
 import io
 import sys
 import zipfile
@@ -25,11 +26,12 @@ def write_dummy(folder: str | Path) -> Path:
     """Write one zip under 1 MB: 17 tiles of random pixels, 16 x 16.
 
     Args:
-        folder: Where to; it has to exist.
+        folder: Where to; made if it is not there.
 
     Returns:
         What --data_dir takes: the folder with the zip.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(Path(folder) / ARCHIVE, "w") as archive:
         for split, (name, images, labels, suffix, count) in SPLITS.items():
@@ -55,4 +57,6 @@ def _encoded(image: Image.Image, suffix: str) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{write_dummy(sys.argv[1] if len(sys.argv) > 1 else '.')}\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    sys.stdout.write(f"{write_dummy(parser.parse_args().folder)}\n")

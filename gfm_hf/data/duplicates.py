@@ -75,16 +75,23 @@ def hashes_of_source(source: dict[str, Any], most_images: int | None = None) -> 
     assert isinstance(images, ImageTable)  # nothing here streams
     if most_images is not None and len(images) > most_images:
         return None
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        records = (images[i] for i in range(len(images)))
-        hashed = tqdm(pool.map(_upright_hash, records), "hash pretraining data", len(images), disable=None)
-        return np.array([found for found in hashed if found is not None], np.uint64)
+    count = min(8, os.cpu_count() or 1)
+    hashed = []
+    with (
+        ThreadPoolExecutor(count) as pool,
+        tqdm(desc="hash pretraining data", total=len(images), disable=None) as bar,
+    ):
+        for start in range(0, len(images), 64 * count):  # a pool takes all that it is given into memory
+            stop = min(start + 64 * count, len(images))
+            hashed += [found for found in pool.map(_upright_hash, map(images.__getitem__, range(start, stop)))]
+            bar.update(stop - start)
+    return np.array([found for found in hashed if found is not None], np.uint64)
 
 
 def seen_samples(split: TaskSplit, hashes: np.ndarray) -> list[str]:
     """Name the samples of a part of which an image is among the hashed ones; rasters and flat pictures are left out."""
     names = []
-    for i in range(len(split)):
+    for i in tqdm(range(len(split)), "compare with pretraining data", disable=None):
         values = [split.rows.value(i, column) for column in split.reading.image_columns]
         pictures = [(value, _picture(value)) for value in values if isinstance(value, Record)]
         seen = [value.name for value, picture in pictures if picture is not None and _is_among(picture, hashes)]

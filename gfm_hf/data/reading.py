@@ -208,10 +208,15 @@ def _readable(record: Record, num_channels: int) -> Any:
 
 
 def _bands_last(image: np.ndarray, num_channels: int) -> np.ndarray:
-    """(C, H, W), (H, W, C) or (H, W) -> (H, W, C); where both axes fit, the first one is the bands."""
+    """(C, H, W), (H, W, C) or (H, W) -> (H, W, C).
+
+    The axis that has the model's number of bands is theirs, the first one where both have; of others the shorter one.
+    """
     if image.ndim == 2:
         return image[..., None]
-    return image.transpose(1, 2, 0) if image.shape[0] == num_channels else image
+    first, last = image.shape[0], image.shape[2]
+    bands_first = first == num_channels or (last != num_channels and first < last)
+    return image.transpose(1, 2, 0) if bands_first else image
 
 
 def _lowered(image: np.ndarray, scale: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,12 @@ class TableStore:
         if column not in self.arrays:
             return record_of_row(i, self.dataset[i][column])
         row, dtype = self.dataset[i], self.arrays[column]
-        return joined_arrays([np.asarray(row[name], dtype=dtype) for name in column.split(JOIN)])
+        return joined_arrays([np.asarray(row[name], dtype=dtype) for name in split_name(column, row)])
+
+
+def split_name(column: str, known: Container[str]) -> list[str]:
+    """The columns that a name such as "bands_10m+bands_20m" joins; a column of that very name stands for itself."""
+    return [column] if column in known else column.split(JOIN)
 
 
 def joined_arrays(arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -339,7 +344,7 @@ def _present_columns(
     description: str,
 ) -> list[str]:
     """Check that all needed columns exist; return the image columns that do."""
-    parts = [name for column in columns for name in column.split(JOIN)]
+    parts = [name for column in columns for name in split_name(column, dataset.features)]
     needed = [column for column in (*parts, label_column, split_column) if column]
     for column in needed:
         if column not in dataset.features:
@@ -377,12 +382,19 @@ def _table_rows(
     return rows if chosen is None else rows.select(chosen)
 
 
+def _ratio(shape: tuple[int, ...]) -> float | None:
+    """Height over width of arrays (bands, rows, columns); None of others."""
+    return shape[1] / shape[2] if len(shape) == 3 else None
+
+
 def _table_store(dataset: Any, columns: Sequence[str], digest: str) -> TableStore:
     """Leave images encoded and find the columns of arrays."""
     from datasets import Image as ImageFeature
 
     arrays: dict[str, str] = {}
-    names = list(dict.fromkeys(name for column in columns for name in column.split(JOIN)))
+    parts = {column: split_name(column, dataset.features) for column in columns}
+    names = list(dict.fromkeys(name for part in parts.values() for name in part))
+    shapes = {name: getattr(dataset.features[name], "shape", ()) for name in names}
     dataset = dataset.select_columns(names)
     for name in names:
         feature = dataset.features[name]
@@ -392,9 +404,13 @@ def _table_store(dataset: Any, columns: Sequence[str], digest: str) -> TableStor
         if not hasattr(feature, "shape"):
             raise ValueError(f"column {name!r} holds {feature}, neither images nor arrays; name another column.")
         arrays[name] = feature.dtype
-    for column in (column for column in columns if JOIN in column):
-        dtypes = {arrays.get(name) for name in column.split(JOIN)}
-        if None in dtypes or len(dtypes) > 1:
-            raise ValueError(f"columns {column} cannot be joined: all of them have to hold arrays of one dtype.")
+    for column, part in ((column, part) for column, part in parts.items() if len(part) > 1):
+        dtypes = {arrays.get(name) for name in part}
+        ratios = {_ratio(shapes[name]) for name in part}
+        if None in dtypes | ratios or len(dtypes) > 1 or len(ratios) > 1:
+            raise ValueError(
+                f"columns {column} cannot be joined: all of them have to hold arrays (bands, rows, columns) of one dtype "
+                "and of the same ground."
+            )
         arrays[column] = str(dtypes.pop())
     return TableStore(dataset, arrays, digest)

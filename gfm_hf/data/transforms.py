@@ -112,8 +112,11 @@ def cut(image: Image.Image | np.ndarray, box: Box, size: int) -> np.ndarray:
         (C, size, size) array in the image's dtype.
     """
     top, left, height, width = box
-    pixels = np.atleast_3d(np.asarray(image))
-    return _resize_array(pixels[top : top + height, left : left + width], size)
+    if isinstance(image, Image.Image):
+        pixels = np.asarray(image.crop((left, top, left + width, top + height)))
+    else:
+        pixels = image[top : top + height, left : left + width]
+    return _resize_array(np.atleast_3d(pixels), size)
 
 
 def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """A warning where images that a run is scored on were in the data that its backbone was pretrained on."""
 
 import argparse
+import glob
 import shlex
 import sys
 from pathlib import Path
@@ -39,9 +40,17 @@ def seen_in_pretraining(args: argparse.Namespace, split: TaskSplit) -> dict[str,
     if asked == "none":
         return {}
     cache = {"cache_dir": args.cache_dir}
-    source = source_of_name(asked) | cache if asked else _recorded_source(args.model_name_or_path, cache)
-    hashes = hashes_of_source(source, None if asked else QUICK_IMAGES) if source else None
-    if source is None or hashes is None:
+    recorded, is_here = ({}, False) if asked else _recorded_source(args.model_name_or_path, cache)
+    source = source_of_name(asked) if asked else recorded if is_here else {}
+    hashes = hashes_of_source(source | cache, None if asked else QUICK_IMAGES) if source else None
+    if hashes is None:
+        if recorded:
+            name = next(iter(recorded.values()))
+            tqdm.write(
+                f"note: the {split.name} part was not compared with the pretraining data {name}; pass "
+                "--pretraining_data to do it, or none.",
+                file=sys.stderr,
+            )
         return {}
     names = seen_samples(split, hashes)
     if names:
@@ -57,16 +66,23 @@ def seen_in_pretraining(args: argparse.Namespace, split: TaskSplit) -> dict[str,
     return {"samples_seen_in_pretraining": len(names)}
 
 
-def _recorded_source(checkpoint: str, cache: dict[str, Any]) -> dict[str, Any] | None:
-    """What a pretraining run on this machine noted of its images; None if they are elsewhere or other ones by now."""
+def _recorded_source(checkpoint: str, cache: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """What a pretraining run noted of its images, and whether they are here, on this machine, as they were.
+
+    Nothing is fetched: a data set of the Hub is not here.
+    """
     results = Path(checkpoint) / "all_results.json"
-    if not results.is_file():
-        return None
-    names = ("train_dir", "train_parquet", "split", "image_column_name")
+    names = ("train_dir", "train_parquet", "dataset_name", "dataset_config_name", "split", "image_column_name")
     try:
-        facts = read_json(results)
-        flags = facts.get("arguments", {})
-        source = {name: flags[name] for name in names if flags.get(name)} | cache
-        return source if open_images(**source).fingerprint == facts.get("data_fingerprint") else None
-    except ValueError:  # it was a data set of the Hub, or the files are elsewhere
-        return None
+        facts = read_json(results) if results.is_file() else {}
+        flags = facts.get("arguments") or {}
+        source = {name: flags[name] for name in names if flags.get(name)}
+        place = source.get("train_dir") or source.get("train_parquet") or source.get("dataset_name") or []
+        paths = [place] if isinstance(place, str) else list(place)
+        if not paths or not all(glob.glob(str(path), recursive=True) for path in paths):
+            return source, False
+        # The fingerprint of a stream is another one than that of the files it came from.
+        same = flags.get("streaming") or open_images(**source, **cache).fingerprint == facts.get("data_fingerprint")
+        return source, bool(same)
+    except (ValueError, TypeError, AttributeError):  # a record that somebody edited, or files that have changed
+        return {}, False

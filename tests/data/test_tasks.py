@@ -510,6 +510,14 @@ def test_bands_of_several_columns(tmp_path):
     assert np.array_equal(pixels[0, 0, 2:], coarse[row, :, 0, 0])
     between = (0.75 * coarse[row, :, 0, 0] + 0.25 * coarse[row, :, 0, 1]).round()
     assert np.abs(pixels[0, 1, 2:] - between).max() <= 1
+    odd = open_task(
+        "classification",
+        parquet=tmp_path / "a.parquet",
+        image_column_name="fine+coarse",
+        **options | {"num_channels": 3},
+    )
+    with pytest.raises(ValueError, match="has 5 bands but the model has 3"):
+        odd.train[0]
     for name, says in (("fine+nothing", "no column 'nothing'"), ("fine+other", "cannot be joined")):
         with pytest.raises(ValueError, match=says):
             open_task("classification", parquet=tmp_path / "a.parquet", image_column_name=name, **options)

@@ -72,14 +72,14 @@ def test_multi_labels(geopile):
         "airport/airport_00001.jpg": ("airport", ["airplane", "airport"]),
         "airport/airport_00002.jpg": ("airport", []),
         "airport/airport_00003.jpg": ("airport", []),
-        "harbor&port/harbor_port_00001.jpg": ("harbor&port", ["habor"]),
+        "harbor&port/harbor_port_00001.jpg": ("harbor&port", []),
         "harbor&port/harbor_port_00002.jpg": ("harbor&port", []),
         "harbor&port/harbor_port_00003.jpg": ("harbor&port", []),
     }
     card = (geopile.built / "README.md").read_text()
     assert "airport.csv: broken rows, of which the pictures have no labels: 3, 4" in card
     assert "harbor&port.csv: broken rows, of which the pictures have no labels: 3" in card
-    assert "MLRSNet: pictures without a row in the tables of labels: 4" in card
+    assert "MLRSNet: pictures without labels: 5" in card
 
 
 def test_the_authors_layout(geopile, tmp_path):
@@ -129,6 +129,29 @@ def test_what_may_be_pushed(geopile, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_folders_of_ones_own_are_not_taken_for_published_ones(geopile, tmp_path):
+    """Although their names have the letters of NAIP in them; nor is what was built here before."""
+    for name in ("naip_texas", "NAIP"):
+        shutil.copytree(geopile.raw / "tiles", tmp_path / name)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "naip_texas" / "a.png")
+    (tmp_path / "pile.yaml").write_text(
+        "sources: [{name: texas, path: naip_texas, gsd_m: 1, licence: mine}]\nnaip: {tiles: NAIP, windows: 9, size: 32}"
+    )
+    for _ in range(2):
+        code, said = geopile.run("--config", "naip", "texas", data_dir=tmp_path, output_dir=tmp_path / "geopile")
+        assert code == 0, said
+    assert len(rows_of(tmp_path / "geopile", "texas")) == 3 and len(rows_of(tmp_path / "geopile", "naip")) == 9
+
+
+def test_a_source_can_be_added(geopile, own):
+    """Without building the others again."""
+    code, said = geopile.run("--config", "flights", data_dir=own, output_dir=own / "out")
+    assert code == 0 and "1 shards written" in said, said
+    code, said = geopile.run("--config", "flights", "days", data_dir=own, output_dir=own / "out")
+    assert code == 0 and "1 shards written" in said, said
+    assert len(rows_of(own / "out", "flights")) == len(rows_of(own / "out", "days")) == 6
+
+
 @pytest.mark.parametrize(
     "change, says",
     [
@@ -157,6 +180,7 @@ def test_windows_are_pixels_of_the_tiles(geopile):
         with rasterio.open(geopile.raw / "tiles" / name) as tile:
             pixels = tile.read((1, 2, 3), window=rasterio.windows.Window(int(column), int(line), 32, 32))
         assert np.array_equal(np.asarray(row["image"]), pixels.transpose(1, 2, 0)) and pixels.any(axis=0).all()
+        assert not (pixels == 255).all(axis=0).any()  # what that tile calls nodata
         assert int(column) % 32 == int(line) % 32 == 0
         places.add(row["source_id"])
     assert len(places) == 9
@@ -270,6 +294,7 @@ def test_own_folders(geopile, own):
     assert len(rows_of(own / "out", "all")) == 12 and flights[0]["source"] == "flights"
     card = (own / "out" / "README.md").read_text()
     assert "licence: CC-BY-4.0" in card and str(own) not in card
+    assert "# A pile of pictures" in card and "587,954" not in card and "RESISC45" not in card and "n<1K" in card
     flags = ["--config", "days", "--push_to_hub", "owner/x"]
     code, said = geopile.run(*flags, data_dir=own, output_dir=own / "pushed")
     assert code == 2 and "redistribute: true" in said
@@ -303,7 +328,7 @@ def test_an_own_archive(geopile, own):
     [
         ("sources: [", "is no YAML"),
         ("sources: {a: 1}", "sources has to be a list"),
-        ("source: []", "may have geopile, naip, sources"),
+        ("source: []", "'source' is no setting here; use some of geopile, naip, sources"),
         ("sources: [{name: a, path: flights, gsd_m: 1}]", "has to have gsd_m, licence, name, path"),
         ("sources: [{name: a, path: nowhere, gsd_m: 1, licence: x}]", "nowhere does not exist"),
         ("sources: [{name: a, path: flights, gsd_m: fine, licence: x}]", "gsd_m of a has to be metres"),
@@ -315,6 +340,7 @@ def test_an_own_archive(geopile, own):
         ("naip: {tiles: [a.tif, b/a.tif]}", "a.tif is named twice"),
         ("naip: {tiles: []}", "no tile is named"),
         ("geopile: nowhere\nsources: []", "nowhere is no folder"),
+        ("geopile:\nsources: []", "geopile has to be a path"),
     ],
 )
 def test_what_is_wrong_in_a_pile_is_said(geopile, own, text, says):

@@ -18,8 +18,8 @@ from scripts import FOLDER, SCRIPTS, Script, contents, encoded, plain, rewrite
 
 HERE = Path(__file__).parent
 BEGIN, END = "# --- common to all dataset scripts: begin ---\n", "# --- common to all dataset scripts: end ---\n"
-# Beside the standard library; tqdm, yaml and huggingface_hub come with datasets.
-ALLOWED = {"datasets", "numpy", "PIL", "rasterio", "tqdm", "huggingface_hub", "yaml"}
+# Beside the standard library; tqdm, yaml, filelock and huggingface_hub come with datasets.
+ALLOWED = {"datasets", "numpy", "PIL", "rasterio", "tqdm", "huggingface_hub", "yaml", "filelock"}
 # A Python with datasets 3.6, where the files are loading scripts.
 OLD_PYTHON = os.environ.get("GFM_HF_DATASETS_3_PYTHON")
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,6 +50,16 @@ def checkpoint(tmp_path, pretraining):
     return tmp_path / "checkpoint"
 
 
+def record(checkpoint, **arguments):
+    source = {name: value for name, value in arguments.items() if name != "streaming"}
+    fingerprint = "" if arguments.get("streaming") else open_images(**source).fingerprint
+    facts = {
+        "data_fingerprint": fingerprint,
+        "arguments": arguments | {"split": "train", "image_column_name": "image"},
+    }
+    (checkpoint / "all_results.json").write_text(json.dumps(facts))
+
+
 def look(benchmark, checkpoint="some/model", *words):
     parser = argparse.ArgumentParser()
     add_data_arguments(parser)
@@ -86,13 +97,33 @@ def test_a_checkpoint_knows_its_images(benchmark, checkpoint, pretraining, monke
     assert look(benchmark, checkpoint, "--pretraining_data", pretraining) == {"samples_seen_in_pretraining": 5}
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_of_this_machine_is_known_too(benchmark, checkpoint, pretraining, tmp_path, streaming):
+    rows = {"image": [str(path) for path in sorted(pretraining.iterdir())]}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    (tmp_path / "pile").mkdir()
+    table.to_parquet(tmp_path / "pile" / "train.parquet")
+    record(checkpoint, dataset_name=str(tmp_path / "pile"), streaming=streaming)
+    assert look(benchmark, checkpoint) == {"samples_seen_in_pretraining": 5}
+
+
+def test_what_was_not_compared_is_said(benchmark, checkpoint, capsys):
+    """A data set of the Hub is not fetched without being asked for."""
+    record(checkpoint, dataset_name="someone/pile", streaming=True)
+    assert look(benchmark, checkpoint) == {}
+    assert (
+        "was not compared with the pretraining data someone/pile; pass --pretraining_data" in capsys.readouterr().err
+    )
+
+
 def test_a_record_of_images_that_have_changed_or_gone_counts_for_nothing(benchmark, checkpoint, pretraining):
     scene(999).save(pretraining / "new.png")
     assert look(benchmark, checkpoint) == {}
     shutil.rmtree(pretraining)
     assert look(benchmark, checkpoint) == {}
-    (checkpoint / "all_results.json").write_text("{")
-    assert look(benchmark, checkpoint) == {}
+    for text in ("{", '{"arguments": null}', '{"arguments": {"train_dir": 3}}', "[]"):
+        (checkpoint / "all_results.json").write_text(text)
+        assert look(benchmark, checkpoint) == {}
 
 
 def test_a_wrong_name_is_refused(benchmark, tmp_path):

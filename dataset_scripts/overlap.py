@@ -729,12 +729,12 @@ def draw_sheets(a: Pictures, b: Pictures, pairs: Pairs, most: int) -> Iterator[I
             other = np.ascontiguousarray(turned(np.asarray(b.read(right).resize(size)), orientation))
             sheet.paste(Image.fromarray(other), (x + PICTURE_PX + 2, y))
             lines = [f"SSIM {ssim:.3f}, {distance} bits, B turned {ORIENTATIONS[orientation]}"]
-            lines += [_short(a.name(left)), _short(b.name(right))]
+            lines += [f"A {_short(a.name(left))}", f"B {_short(b.name(right))}"]
             pen.text((x, y + PICTURE_PX), "\n".join(lines), fill="black", spacing=1)
         yield sheet
 
 
-def _short(name: str, length: int = 52) -> str:
+def _short(name: str, length: int = 50) -> str:
     name = name.encode("ascii", "replace").decode()
     return name if len(name) <= length else f"...{name[3 - length :]}"
 
@@ -743,7 +743,8 @@ def write_report(args: argparse.Namespace, a: Pictures, b: Pictures, pairs: Pair
     """Write pictures, table and summary; each file whole, the summary last."""
     folder = Path(args.output_dir)
     duplicate = pairs.ssim >= args.min_ssim
-    alike, others = pairs.take(np.flatnonzero(duplicate)), pairs.take(np.flatnonzero(~duplicate))
+    close = ~duplicate & (pairs.ssim >= args.min_ssim / 2)  # what is far below it need not be looked at
+    alike, others = pairs.take(np.flatnonzero(duplicate)), pairs.take(np.flatnonzero(close))
     alike, others = alike.take(np.argsort(alike.ssim)), others.take(np.argsort(-others.ssim)[:SHEET_PAIRS])
     pages = [*((f"pairs-{i:02d}.png", page) for i, page in enumerate(draw_sheets(a, b, alike, MOST_SHEETS)))]
     pages += [*((f"refused-{i:02d}.png", page) for i, page in enumerate(draw_sheets(a, b, others, 1)))]

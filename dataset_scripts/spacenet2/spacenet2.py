@@ -411,9 +411,9 @@ class Recipe:
         names = None if configs is None else {name for config in configs for name in (config.name, *config.parts)}
         if data_dir is not None:
             return Files(self.find(Path(data_dir), names), accept, exact, self.by_folder)
-        if not all(archive.url or archive.optional for archive in self.archives):
-            raise InputError(f"this set cannot be downloaded by itself: {self.how_to_get} Then pass data_dir.")
         known = [archive for archive in self.archives if archive.url]
+        if not known or not all(archive.url or archive.optional for archive in self.archives):
+            raise InputError(f"this set cannot be downloaded by itself: {self.how_to_get} Then pass data_dir.")
         try:
             paths = [Path(manager.download(archive.url)) for archive in known]
         except Exception as error:  # whatever the network raises
@@ -770,7 +770,7 @@ def card(recipe: Recipe, state: dict[str, Any], manifest_only: bool) -> str:
     ]
     text += ["| configuration | rows | what it is |", "|---|---|---|", *table]
     text += ["", "A manifest: SHA-256 sums stand in place of the pixels."] if manifest_only else []
-    text += ["", "## Not as published", "", *dict.fromkeys(f"- {note}" for note in notes)] if notes else []
+    text += ["", "## Not as published", "", *sorted({f"- {note}" for note in notes})] if notes else []
     licence = recipe.metadata.get("license_name", recipe.metadata["license"])
     text += ["", f"Licence: {licence}. Homepage: {recipe.homepage}", "", "```bibtex", recipe.citation.strip(), "```"]
     title = f"# {recipe.metadata['pretty_name']}"
@@ -1039,7 +1039,7 @@ panchromatic band of 0.3 m. Buildings, PAN and RGB products are left out.
 | `target` | MUL-PanSharpen: GeoTIFF in bytes, 8 bands uint16, 650 px a side |
 | `aoi`, `img` | area of interest, number of the tile in it; numbers have gaps |
 | `height`, `width`, `target_height`, `target_width` | px |
-| `transform`, `target_transform` | six numbers a, b, c, d, e, f: x = a column + b row + c, y = d column + e row + f |
+| `transform`, `target_transform` | six numbers a, b, c, d, e, f: x = a column + b row + c, y = d column + e row + f, in degrees |
 | `crs`, `target_crs` | reference system |
 | `nodata_fraction`, `target_nodata_fraction` | share of pixels that are 0 in all bands: borders without measurement |
 
@@ -1048,7 +1048,9 @@ not calibrated. All pixels are those of the archives; the files are packed anew 
 tags are gone. Pillow cannot open them: `rasterio.MemoryFile(row["image"]).open().read()` gives (8, H, W).
 
 **Sizes.** 650 / 4 = 162.5, so the two grids are no exact 4 x 4, and not all tiles have one size. Nothing is resampled
-here. Cut or resample both to a common ground by their transforms, or accept half a pixel of shift.
+here. Cut or resample both to a common ground by their transforms. `run_super_resolution.py` of gfm_hf does not look at
+them: it cuts both from the upper left to whole multiples, so that grids which share that corner shift by up to half a low
+pixel (162 or 163 against 162.5) at the far end.
 
 **Splits.** No split for super-resolution is published. Here a tile belongs to train (60 %), validation or test (20 %
 each) by the first 32 bits of the MD5 of its name, such as `AOI_2_Vegas/img1`, as a share of 2^32: below 0.6, below 0.8,

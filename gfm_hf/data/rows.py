@@ -226,6 +226,14 @@ def table_of_rows(
         ((split, dataset),) = loaded.items()
         column = split_column or ("split" if "split" in dataset.features else None)
         parts = _sorted_by_column(part_of_name(split) or "train", dataset, column)
+        if split_column in dataset.features and all(chosen is None for _, chosen in parts.values()):
+            raise ValueError(
+                f"column {split_column!r} of {description} names no parts; its values have to be train, validation or test."
+            )
+    elif split_column:
+        raise ValueError(
+            f"{description} names its parts itself ({', '.join(loaded)}); leave --split_column_name out, or pass one of them."
+        )
     else:  # splits such as "unlabelled" name no part and stay out
         named = {part_of_name(split): (dataset, None) for split, dataset in loaded.items()}
         parts = {part: pair for part, pair in named.items() if part}

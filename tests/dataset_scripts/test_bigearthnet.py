@@ -330,7 +330,7 @@ PADDED = "S2A_MSIL2A_20170905T095032_18_90"
         ),
         (lambda e: [*e, (f"copy/{TWICE}/x.tif", b"x")], f"{TWICE} is there twice, as {HEAD}{TWICE} and copy/{TWICE}"),
         (lambda e: [*e, e[0]], "in two places"),  # the files of a patch have to lie together
-        (lambda e: [("BigEarthNet-S1/S1A_IW_GRDH_1SDV_20170613T165043/x.tif", b"x")], "holds nothing of this set"),
+        (lambda e: [("BigEarthNet-S1/S1A_IW_GRDH_1SDV_20170613T165043/x.tif", b"x")], "holds nothing of in_domain"),
     ],
     ids=["v2", "twice", "torn apart", "another set"],
 )

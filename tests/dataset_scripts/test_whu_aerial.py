@@ -143,8 +143,9 @@ def test_both_archives_at_once(whu, tmp_path):
 
 
 def test_it_is_not_downloaded_and_pushed_privately_only(whu, tmp_path):
-    code, said = whu.main(["--download", "--output_dir", str(tmp_path / "out")])
-    assert code == 2 and "by hand" in said and NEW_NAME in said
+    with pytest.raises(whu.module.InputError, match="by hand") as refusal:
+        whu.module.RECIPE.open(None, None)
+    assert NEW_NAME in str(refusal.value)
     code, said = whu.run("--push_to_hub", "owner/whu", output_dir=tmp_path / "out")
     assert code == 2 and "no licence was found" in said and not (tmp_path / "out").exists()
     assert "README.md" in contents(whu.built)

@@ -25,6 +25,7 @@ import re
 import sys
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -233,7 +234,7 @@ def _box(pictures: np.ndarray, window: int) -> np.ndarray:
 # -- Sets --------------------------------------------------------------------------------------------------------------
 
 
-class Pictures:
+class Pictures(ABC):
     """The pictures of one set by their place, none of them decoded; it pickles.
 
     Attributes:
@@ -244,20 +245,21 @@ class Pictures:
     description: str
     hashes: np.ndarray | None = None
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """How many there are."""
 
+    @abstractmethod
     def name(self, i: int) -> str:
         """What the report calls a picture."""
-        raise NotImplementedError
 
+    @abstractmethod
     def source(self, i: int) -> Any:
         """What Pillow opens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def key(self, start: int, stop: int) -> str:
         """Hex digest that changes when one of these pictures does."""
-        raise NotImplementedError
 
     def read(self, i: int) -> Image.Image:
         """Decode one picture; 16-bit and float ones are stretched to 8 bits.

@@ -1,6 +1,7 @@
 """A run's output folder: whole checkpoints, logs, results, and an orderly end."""
 
 import contextlib
+import ctypes
 import errno
 import functools
 import json
@@ -28,8 +29,6 @@ PROGRESS = "progress.json"
 BEST = "best.safetensors"
 # A writer that fails with less than this left has most likely run out of space.
 FULL_BELOW_BYTES = 2**20
-
-_ended_groups: list[Any] = []
 
 
 class InputError(ValueError):
@@ -94,10 +93,11 @@ def end_training(accelerator: Accelerator) -> None:
 
     torch's reducer, which a wrapped model holds, frees its process group without letting go of Python's lock. If it
     holds the last reference while the group's thread waits for that lock, the process never ends. So another reference
-    stays until the interpreter ends.
+    stays, for ever: were the group freed when the interpreter ends, its thread would ask for a lock that is given to
+    nobody any more, and the process would be aborted.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        _ended_groups.append(torch.distributed.group.WORLD)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(torch.distributed.group.WORLD))
     accelerator.end_training()
 
 

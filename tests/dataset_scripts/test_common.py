@@ -66,7 +66,7 @@ def tar_of(folder: Path, target: Path, mode: str = "w") -> Path:
     return target
 
 
-def refused(pile, says: str, *flags: str) -> None:
+def assert_refused(pile, says: str, *flags: str) -> None:
     code, said = pile.build(*flags)
     assert code == 2 and re.search(says, said) and "Traceback" not in said, said
 
@@ -113,7 +113,7 @@ def test_a_damaged_header_is_no_end(pile, mode, damage):
         path = pile.raw / "mine.tar.gz"
         path.write_bytes(gzip.compress(content))
     pile.name_source(path.name)
-    refused(pile, "is truncated, or no zip or tar archive")
+    assert_refused(pile, "is truncated, or no zip or tar archive")
 
 
 def test_a_damaged_xz_is_named(pile):
@@ -122,7 +122,7 @@ def test_a_damaged_xz_is_named(pile):
     content[len(content) // 2] ^= 0xFF
     (pile.raw / "mine.tar.xz").write_bytes(content)
     pile.name_source("mine.tar.xz")
-    refused(pile, "mine.tar.xz .* is truncated")
+    assert_refused(pile, "mine.tar.xz .* is truncated")
 
 
 def test_a_tar_with_a_zip_at_its_end_is_a_tar(pile):
@@ -138,7 +138,7 @@ def test_links_in_a_tar_are_refused_not_lost(pile, link):
     link(pile.files / "0.png", pile.files / "l.png")
     tar_of(pile.files, pile.raw / "mine.tar")
     pile.name_source("mine.tar")
-    refused(pile, r"holds l\.png, which is a link")
+    assert_refused(pile, r"holds l\.png, which is a link")
 
 
 def test_links_in_a_folder_are_followed_once(pile):
@@ -158,7 +158,7 @@ def test_what_file_browsers_leave_behind_is_no_picture(pile):
 
 def test_a_name_that_is_no_utf_8_is_refused(pile):
     (Path(os.fsdecode(bytes(pile.files) + b"/\xff.png"))).write_bytes(png(1))
-    refused(pile, "is no UTF-8")
+    assert_refused(pile, "is no UTF-8")
 
 
 def test_another_name_does_not_escape_the_checksum(geopile, tmp_path):
@@ -175,7 +175,7 @@ def test_an_edited_file_of_the_same_size_is_noticed(pile):
     assert pile.build()[0] == 0
     content = (pile.files / "0.png").read_bytes()
     (pile.files / "0.png").write_bytes(content)
-    refused(pile, "holds shards of other files")
+    assert_refused(pile, "holds shards of other files")
 
 
 def test_a_build_inside_its_data_folder_goes_on(pile):
@@ -198,7 +198,7 @@ def test_a_shard_that_was_lost_is_written_again(pile, loss):
 def test_another_version_starts_anew(geopile, pile, monkeypatch):
     assert pile.build()[0] == 0
     monkeypatch.setattr(datasets, "__version__", "9.9")
-    refused(pile, "other files, flags or versions")
+    assert_refused(pile, "other files, flags or versions")
 
 
 def test_a_build_that_stopped_goes_on_without_the_broken_file(pile):
@@ -221,19 +221,19 @@ def test_a_build_that_stopped_goes_on_without_the_broken_file(pile):
 def test_a_damaged_state_is_named(pile, state):
     assert pile.build()[0] == 0
     (pile.out / ".build.json").write_text(state)
-    refused(pile, r"\.build\.json is damaged; delete")
+    assert_refused(pile, r"\.build\.json is damaged; delete")
 
 
 def test_two_builds_do_not_meet(geopile, pile):
     assert pile.build()[0] == 0
     with geopile.module.FileLock(pile.out / ".build.lock"):
-        refused(pile, "another build writes into")
+        assert_refused(pile, "another build writes into")
 
 
 def test_a_split_without_readable_rows_is_no_set(pile):
     for path in pile.files.iterdir():
         path.write_bytes(b"no picture")
-    refused(pile, "of a/train no row can be read", "--skip_unreadable")
+    assert_refused(pile, "of a/train no row can be read", "--skip_unreadable")
     assert not (pile.out / "README.md").exists()
 
 
@@ -249,19 +249,19 @@ def test_a_killed_worker_is_named(geopile, pile, monkeypatch):
         return run(job)
 
     monkeypatch.setattr(module, "_write_shard", functools.wraps(run)(killed))
-    refused(pile, "a process was killed, probably for memory", "--num_proc", "2", "--max_shard_mb", "0.0001")
+    assert_refused(pile, "a process was killed, probably for memory", "--num_proc", "2", "--max_shard_mb", "0.0001")
 
 
 @pytest.mark.parametrize("size", ["nan", "inf", "0", "-1"])
 def test_the_size_of_a_shard_has_to_be_a_number(pile, size):
-    refused(pile, "have to be positive", "--max_shard_mb", size)
+    assert_refused(pile, "have to be positive", "--max_shard_mb", size)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written(pile):
     pile.out.mkdir()
     pile.out.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    refused(pile, "Permission denied")
+    assert_refused(pile, "Permission denied")
 
 
 # -- The Hub and the card ---------------------------------------------------------------------------------------------

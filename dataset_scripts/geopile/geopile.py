@@ -56,6 +56,7 @@ UNFINISHED = "unfinished-"
 STATE, LOCK = ".build.json", ".build.lock"
 ROW_GROUP_BYTES = 32 * 2**20
 SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6, "1M<n<10M": 10**7}
+SIZES |= {"10M<n<100M": 10**8, "100M<n<1B": 10**9}
 NOT_ARCHIVES = {b"<": "a web page (a log-in, a quota, a moved address)", b"version https://git": "an LFS pointer"}
 # What Python and Pillow raise for broken bytes; RuntimeError is zipfile's for a password.
 BROKEN = (
@@ -885,7 +886,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 # What becomes RGB without a change of meaning; GeoPile's loader converts in the same way.
 MODES = ("RGB", "L", "RGBA", "LA", "P", "CMYK", "YCbCr")
 PILE = "pile.yaml"
-GOOGLE = "its pictures are Google Earth's, and nobody may pass them on in another's name; "
 MANIFEST = "push a manifest (--manifest_only), from which others rebuild it out of the original."
 
 
@@ -950,17 +950,17 @@ PATTERNNET = (
 SOURCES = (
     Source(
         "resisc45", "RESISC45", "resisc45", (0.2, 30), "CC-BY-NC-4.0", 31_500, RESISC45, 700,
-        no_push=f"RESISC45 is CC-BY-NC, and {GOOGLE}{MANIFEST}",
+        no_push=f"it is CC-BY-NC, and its pictures are Google Earth's; {MANIFEST}",
         archive=Archive("NWPU-RESISC45.zip", md5="75206b2e16446591afa88e2628744886", optional=True),
     ),
     Source(
-        "patternnet", "PatternNet", "patternnet", (0.1, 0.8), "CC-BY-4.0", 30_400, PATTERNNET, 800,
+        "patternnet", "PatternNet", "patternnet", (0.1, 0.8), "CC-BY-4.0, says torchgeo", 30_400, PATTERNNET, 800,
         archive=Archive("PatternNet.zip", md5="96d54b3224c5350a98d55d5a7e6984ad", optional=True),
     ),
     Source("mlrsnet", "MLRSNet", "mlrsnet", (0.1, 10), "CC-BY-4.0", 109_161),
     Source(
         "rsd46", "RSD46-WHU", "rsd46", (0.5, 2), "free for education, research and commercial use", 116_893,
-        no_push=f"{GOOGLE}{MANIFEST}",
+        no_push=f"no licence is known to pass its pictures on, which are Google Earth's and Tianditu's; {MANIFEST}",
     ),
     Source("naip", "NAIP", "naip", (1, 1), "public domain (USDA)", 300_000, labelled=False),
 )  # fmt: skip

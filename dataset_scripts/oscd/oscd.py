@@ -48,6 +48,7 @@ UNFINISHED = "unfinished-"
 STATE, LOCK = ".build.json", ".build.lock"
 ROW_GROUP_BYTES = 32 * 2**20
 SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6, "1M<n<10M": 10**7}
+SIZES |= {"10M<n<100M": 10**8, "100M<n<1B": 10**9}
 NOT_ARCHIVES = {b"<": "a web page (a log-in, a quota, a moved address)", b"version https://git": "an LFS pointer"}
 # What Python and Pillow raise for broken bytes; RuntimeError is zipfile's for a password.
 BROKEN = (

@@ -232,7 +232,7 @@ def table_of_rows(
             )
     elif split_column:
         raise ValueError(
-            f"{description} names its parts itself ({', '.join(loaded)}); leave --split_column_name out, or pass one of them."
+            f"{description}: the parts are named already ({', '.join(loaded)}); leave --split_column_name out, or pass one of them."
         )
     else:  # splits such as "unlabelled" name no part and stay out
         named = {part_of_name(split): (dataset, None) for split, dataset in loaded.items()}

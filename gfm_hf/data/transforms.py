@@ -101,7 +101,8 @@ def centre_view(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
 def cut(image: Image.Image | np.ndarray, box: Box, size: int) -> np.ndarray:
     """Cut a rectangle and resize it to a square, bilinear with antialiasing.
 
-    Pixels outside the rectangle have no influence. Integers are rounded back to their dtype.
+    Pixels outside the rectangle have no influence. Integers are rounded back to their dtype. Both kinds of image give
+    the same uint8 values, which are Pillow's within one grey level.
 
     Args:
         image: PIL image in mode L or RGB, or (H, W, C) array.

@@ -486,6 +486,25 @@ def test_arrays_of_columns(tmp_path):
     assert np.array_equal(sample.label_map, maps[row])
 
 
+def test_a_column_of_parts_that_names_none_is_refused(tmp_path):
+    """Not passed over in silence: the parts would be other ones than asked for."""
+    rows = {
+        "image": [Image.open(io.BytesIO(picture(i))) for i in range(10)],
+        "label": [0, 1] * 5,
+        "area": list(range(10)),
+    }
+    table = datasets.Dataset.from_dict(rows)
+    (tmp_path / "both").mkdir()
+    (tmp_path / "one").mkdir()
+    for part in ("train", "test"):
+        table.to_parquet(tmp_path / "both" / f"{part}.parquet")
+    table.to_parquet(tmp_path / "one" / "data.parquet")
+    with pytest.raises(ValueError, match="'area' of .* names no parts"):
+        open_task("classification", parquet=tmp_path / "one", split_column_name="area")
+    with pytest.raises(ValueError, match="the parts are named already .test, train."):
+        open_task("classification", parquet=tmp_path / "both", split_column_name="area")
+
+
 # Super-resolution
 
 
